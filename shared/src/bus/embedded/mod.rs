@@ -1,0 +1,221 @@
+//! The bus in the SQLite file of the records, for one machine. Spec: bus.md, "Embedded".
+//!
+//! A message waits (`READY`), is held back (`DELAYED`) or is with a process (`TAKEN`, under its owner id). What a
+//! dead process had is ready again as soon as its owner lock is free: that lock is the lease, so a job is never
+//! taken from a worker that is only slow.
+
+mod intake;
+mod tables;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use rusqlite::params;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use uuid::Uuid;
+
+use intake::Intake;
+use tables::{DELAYED, READY, TAKEN, delete, failed, message};
+pub(crate) use tables::{SCHEMA, enqueue};
+
+use super::{Bus, BusError, Consumer, DeadLetter, Depth, PublishError, Settle};
+use crate::database::{Database, DatabaseError, Written};
+use crate::message::{Message, Queue, Route};
+
+/// The bus in a SQLite file.
+#[derive(Debug)]
+pub struct EmbeddedBus {
+    database: Arc<Database>,
+    wake: HashMap<Queue, Arc<Notify>>,
+}
+
+impl EmbeddedBus {
+    /// The bus in `database`.
+    #[must_use]
+    pub fn new(database: Arc<Database>) -> Arc<Self> {
+        Arc::new(Self {
+            database,
+            wake: Queue::ALL.into_iter().map(|queue| (queue, Arc::default())).collect(),
+        })
+    }
+
+    /// Wakes this process's consumers of `queues`; those of other processes see the file change.
+    pub(crate) fn nudge(&self, queues: &[Queue]) {
+        for queue in queues {
+            if let Some(wake) = self.wake.get(queue) {
+                wake.notify_one();
+            }
+        }
+    }
+
+    /// The newest events after `cursor` (0: all that are kept), each with its cursor.
+    ///
+    /// # Errors
+    /// The file could not be read.
+    pub async fn events_after(&self, cursor: i64, limit: usize) -> Result<Vec<(i64, Message)>, BusError> {
+        let rows = self.database.read(move |connection| {
+            let mut statement =
+                connection.prepare_cached("SELECT tag, body FROM events WHERE tag > ?1 ORDER BY tag LIMIT ?2")?;
+            let rows = statement.query_map(params![cursor, limit], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            Ok(rows.collect::<rusqlite::Result<Vec<(i64, String)>>>()?)
+        });
+        let rows = rows.await.map_err(|error| failed("read events", error))?;
+        rows.into_iter().map(|(tag, body)| Ok((tag, message(&body)?))).collect()
+    }
+}
+
+#[async_trait]
+impl Bus for EmbeddedBus {
+    async fn publish(&self, messages: Vec<Message>) -> Vec<Result<(), PublishError>> {
+        let ids: Vec<Uuid> = messages.iter().map(|message| message.id).collect();
+        let enqueued = self
+            .database
+            .write(move |connection| Ok(Written::plainly(enqueue(connection, &messages)?)))
+            .await;
+        match enqueued {
+            Ok(queues) => {
+                self.nudge(&queues);
+                ids.iter().map(|_| Ok(())).collect()
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                ids.into_iter()
+                    .map(|id| {
+                        let source = Box::new(DatabaseError::Transaction(reason.clone()));
+                        Err(PublishError::Refused { id, source })
+                    })
+                    .collect()
+            }
+        }
+    }
+
+    async fn consume(&self, queue: Queue, prefetch: usize) -> Result<Consumer, BusError> {
+        self.check().await?;
+        let (jobs, receiver) = mpsc::channel(prefetch.max(1));
+        let intake = Intake {
+            database: self.database.clone(),
+            queue,
+            wake: self.wake.get(&queue).cloned().unwrap_or_default(),
+            places: Arc::new(Semaphore::new(prefetch.max(1))),
+            jobs,
+        };
+        tokio::spawn(intake.run());
+        Ok(Consumer::new(receiver))
+    }
+
+    async fn depth(&self, queue: Queue) -> Result<Depth, BusError> {
+        let counts = self.database.read(move |connection| {
+            let mut statement =
+                connection.prepare_cached("SELECT state, count(*) FROM bus WHERE queue = ?1 GROUP BY state")?;
+            let rows = statement.query_map([queue.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            Ok(rows.collect::<rusqlite::Result<HashMap<u8, u64>>>()?)
+        });
+        let counts = counts.await.map_err(|error| failed("count messages", error))?;
+        let of = |state| counts.get(&state).copied().unwrap_or_default();
+        Ok(Depth {
+            ready: of(READY),
+            in_flight: of(TAKEN),
+            delayed: of(DELAYED),
+        })
+    }
+
+    async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, BusError> {
+        let rows = self.database.read(move |connection| {
+            let mut statement =
+                connection.prepare_cached("SELECT at, reason, body FROM dead_letters ORDER BY tag LIMIT ?1")?;
+            let rows = statement.query_map([limit], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            Ok(rows.collect::<rusqlite::Result<Vec<(i64, String, String)>>>()?)
+        });
+        let rows = rows.await.map_err(|error| failed("list dead letters", error))?;
+        rows.into_iter()
+            .map(|(at, reason, body)| {
+                let at = Timestamp::from_millisecond(at).unwrap_or(Timestamp::UNIX_EPOCH);
+                Ok(DeadLetter {
+                    message: message(&body)?,
+                    reason,
+                    at,
+                })
+            })
+            .collect()
+    }
+
+    async fn remove_dead_letters(&self, ids: Vec<Uuid>) -> Result<usize, BusError> {
+        self.database
+            .write(move |connection| {
+                let mut removed = 0;
+                let mut statement = connection.prepare_cached("DELETE FROM dead_letters WHERE id = ?1")?;
+                for id in &ids {
+                    removed += statement.execute([id.as_bytes()])?;
+                }
+                Ok(Written::plainly(removed))
+            })
+            .await
+            .map_err(|error| failed("remove dead letters", error))
+    }
+
+    async fn check(&self) -> Result<(), BusError> {
+        self.database.check().await.map_err(|error| failed("check", error))
+    }
+}
+
+#[derive(Debug)]
+struct Settler {
+    database: Arc<Database>,
+    queue: Queue,
+    wake: Arc<Notify>,
+}
+
+#[async_trait]
+impl Settle for Settler {
+    async fn ack(&self, tag: u64) -> Result<(), BusError> {
+        self.database
+            .write(move |connection| delete(connection, tag))
+            .await
+            .map_err(|error| failed("ack", error))
+    }
+
+    async fn later(&self, tag: u64, message: &Message, delay: Duration) -> Result<(), BusError> {
+        let mut message = message.clone();
+        message.delay = Some(delay);
+        let moved = self.database.write(move |connection| {
+            enqueue(connection, &[message])?;
+            delete(connection, tag)
+        });
+        moved.await.map_err(|error| failed("put back", error))?;
+        self.wake.notify_one(); // the next delay's end may be nearer now
+        Ok(())
+    }
+
+    async fn bury(&self, tag: u64, message: &Message, reason: &str) -> Result<(), BusError> {
+        let mut message = message.clone();
+        message.route = Route::Dead {
+            queue: self.queue,
+            reason: reason.to_owned(),
+        };
+        let moved = self.database.write(move |connection| {
+            enqueue(connection, &[message])?;
+            delete(connection, tag)
+        });
+        moved.await.map_err(|error| failed("dead-letter", error))
+    }
+
+    fn put_back(&self, tag: u64) {
+        let wake = self.wake.clone();
+        let taken = self.database.write_later(move |connection| {
+            connection
+                .prepare_cached(
+                    "UPDATE bus SET state = 0, owner = NULL, redelivered = redelivered + 1 WHERE tag = ?1 AND state = 2",
+                )?
+                .execute([tag])?;
+            wake.notify_one();
+            Ok(Written::plainly(()))
+        });
+        if !taken {
+            // The owner lock keeps it until this process ends; then it is free.
+            tracing::warn!(queue = self.queue.as_str(), tag, "a job could not be put back");
+        }
+    }
+}

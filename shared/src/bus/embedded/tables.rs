@@ -1,0 +1,124 @@
+//! The bus's tables, and what is written into them inside other people's transactions.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, params};
+use uuid::Uuid;
+
+use crate::bus::BusError;
+use crate::database::{DatabaseError, Written};
+use crate::message::{Message, Queue, Route};
+
+/// The bus's tables.
+pub(crate) const SCHEMA: &str = "
+CREATE TABLE bus (
+    tag INTEGER PRIMARY KEY AUTOINCREMENT,
+    queue TEXT NOT NULL,
+    state INTEGER NOT NULL,
+    due INTEGER NOT NULL,
+    delay INTEGER NOT NULL,
+    owner TEXT,
+    redelivered INTEGER NOT NULL DEFAULT 0,
+    body TEXT NOT NULL
+);
+CREATE INDEX bus_queue ON bus (queue, state, tag);
+CREATE INDEX bus_due ON bus (due) WHERE state = 1;
+CREATE INDEX bus_owner ON bus (owner) WHERE state = 2;
+CREATE TABLE dead_letters (
+    tag INTEGER PRIMARY KEY AUTOINCREMENT,
+    id BLOB NOT NULL,
+    at INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    body TEXT NOT NULL
+);
+CREATE INDEX dead_letters_id ON dead_letters (id);
+CREATE TABLE events (
+    tag INTEGER PRIMARY KEY AUTOINCREMENT,
+    body TEXT NOT NULL
+);
+";
+
+// The states stand as numbers in the statements: SQLite uses a partial index only for a literal condition.
+pub(super) const READY: u8 = 0;
+pub(super) const DELAYED: u8 = 1;
+pub(super) const TAKEN: u8 = 2;
+
+/// Events that are kept for those who follow.
+const KEPT_EVENTS: i64 = 10_000;
+/// Puts `messages` on the bus within the caller's transaction; answers the queues that have something new.
+pub(crate) fn enqueue(connection: &Connection, messages: &[Message]) -> Result<Vec<Queue>, DatabaseError> {
+    let now = Timestamp::now().as_millisecond();
+    let mut queues = Vec::new();
+    for message in messages {
+        let body = to_body(message);
+        match &message.route {
+            Route::Work(queue) => {
+                let delay = message.delay.map_or(0, in_milliseconds);
+                let (state, due) = if delay == 0 {
+                    (READY, 0)
+                } else {
+                    (DELAYED, now.saturating_add(delay))
+                };
+                connection
+                    .prepare_cached("INSERT INTO bus (queue, state, due, delay, body) VALUES (?1, ?2, ?3, ?4, ?5)")?
+                    .execute(params![queue.as_str(), state, due, delay, body])?;
+                if !queues.contains(queue) {
+                    queues.push(*queue);
+                }
+            }
+            Route::Event => {
+                connection
+                    .prepare_cached("INSERT INTO events (body) VALUES (?1)")?
+                    .execute([&body])?;
+                let newest = connection.last_insert_rowid();
+                if newest % 256 == 0 {
+                    connection
+                        .prepare_cached("DELETE FROM events WHERE tag <= ?1")?
+                        .execute([newest - KEPT_EVENTS])?;
+                }
+            }
+            Route::Dead { reason, .. } => insert_dead_letter(connection, message.id, now, reason, &body)?,
+        }
+    }
+    Ok(queues)
+}
+
+pub(super) fn insert_dead_letter(
+    connection: &Connection,
+    id: Uuid,
+    at: i64,
+    reason: &str,
+    body: &str,
+) -> Result<(), DatabaseError> {
+    connection
+        .prepare_cached("INSERT INTO dead_letters (id, at, reason, body) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![id.as_bytes(), at, reason, body])?;
+    Ok(())
+}
+
+pub(super) fn delete(connection: &Connection, tag: u64) -> Result<Written<()>, DatabaseError> {
+    connection
+        .prepare_cached("DELETE FROM bus WHERE tag = ?1")?
+        .execute([tag])?;
+    Ok(Written::plainly(()))
+}
+
+fn in_milliseconds(delay: Duration) -> i64 {
+    i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn to_body(message: &Message) -> String {
+    serde_json::to_string(message).expect("messages are plain structs with text keys")
+}
+
+pub(super) fn message(body: &str) -> Result<Message, BusError> {
+    serde_json::from_str(body).map_err(|error| failed("read a message", error))
+}
+
+pub(super) fn failed(operation: &'static str, source: impl std::error::Error + Send + Sync + 'static) -> BusError {
+    BusError {
+        operation,
+        source: Box::new(source),
+    }
+}

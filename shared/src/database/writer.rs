@@ -1,0 +1,166 @@
+//! The one thread that writes: all requests that wait share a transaction and a sync.
+
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{DatabaseError, Durable};
+
+/// A transaction holds at most this many requests,
+const MOST_REQUESTS: usize = 256;
+/// and lasts about this long, so that other processes get their turn.
+const LONGEST: Duration = Duration::from_millis(5);
+
+/// What an operation answers, and whether it must survive a power loss.
+#[derive(Debug)]
+pub(crate) struct Written<T> {
+    answer: T,
+    durably: bool,
+}
+
+impl<T> Written<T> {
+    /// Need not survive a power loss by itself.
+    pub(crate) fn plainly(answer: T) -> Self {
+        Self { answer, durably: false }
+    }
+
+    /// Survives a power loss before it is answered.
+    pub(crate) fn durably(answer: T) -> Self {
+        Self { answer, durably: true }
+    }
+}
+
+/// A waiting write.
+pub(super) trait Request: Send {
+    /// Does it, inside a transaction. Answers whether it succeeded, and whether it must be durable.
+    fn run(&mut self, connection: &Connection) -> Result<bool, ()>;
+    /// Tells who waits, after the commit.
+    fn answer(self: Box<Self>, committed: Result<(), &str>);
+}
+
+pub(super) struct Pending<T, F> {
+    operation: Option<F>,
+    outcome: Option<Result<T, DatabaseError>>,
+    reply: oneshot::Sender<Result<T, DatabaseError>>,
+}
+
+impl<T, F> Pending<T, F> {
+    pub(super) fn new(operation: F, reply: oneshot::Sender<Result<T, DatabaseError>>) -> Self {
+        Self {
+            operation: Some(operation),
+            outcome: None,
+            reply,
+        }
+    }
+}
+
+impl<T, F> Request for Pending<T, F>
+where
+    T: Send,
+    F: FnOnce(&Connection) -> Result<Written<T>, DatabaseError> + Send,
+{
+    fn run(&mut self, connection: &Connection) -> Result<bool, ()> {
+        let Some(operation) = self.operation.take() else {
+            return Err(());
+        };
+        let (outcome, answer) = match operation(connection) {
+            Ok(written) => (Ok(written.answer), Ok(written.durably)),
+            Err(error) => (Err(error), Err(())),
+        };
+        self.outcome = Some(outcome);
+        answer
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), &str>) {
+        let answer = match (self.outcome, committed) {
+            (Some(Ok(answer)), Ok(())) => Ok(answer),
+            (Some(Ok(_)) | None, Err(reason)) => Err(DatabaseError::Transaction(reason.to_owned())),
+            (Some(Err(error)), _) => Err(error),
+            (None, Ok(())) => Err(DatabaseError::Dropped), // it panicked
+        };
+        let _whoever_waited_is_gone = self.reply.send(answer);
+    }
+}
+
+pub(super) struct Writer {
+    pub(super) connection: Connection,
+    /// The write-ahead log: `synchronous=NORMAL` plus a sync of it is what `FULL` does, but only where asked for.
+    pub(super) log: File,
+    pub(super) durable: Durable,
+}
+
+impl Writer {
+    /// Serves `requests` until all senders are gone.
+    pub(super) fn run(self, mut requests: mpsc::Receiver<Box<dyn Request>>) {
+        while let Some(first) = requests.blocking_recv() {
+            let mut done = Vec::new();
+            let committed = self.transaction(first, &mut requests, &mut done);
+            if let Err(reason) = &committed {
+                tracing::error!(reason, requests = done.len(), "a transaction of the records failed");
+                if !self.connection.is_autocommit()
+                    && let Err(error) = self.connection.execute_batch("ROLLBACK")
+                {
+                    tracing::error!(%error, "it could not be rolled back");
+                }
+            }
+            for request in done {
+                request.answer(committed.as_ref().copied().map_err(String::as_str));
+            }
+        }
+    }
+
+    fn transaction(
+        &self,
+        first: Box<dyn Request>,
+        requests: &mut mpsc::Receiver<Box<dyn Request>>,
+        done: &mut Vec<Box<dyn Request>>,
+    ) -> Result<(), String> {
+        let text = |error: rusqlite::Error| error.to_string();
+        if let Err(error) = self.execute("BEGIN IMMEDIATE") {
+            done.push(first);
+            return Err(text(error));
+        }
+        let mut durably = self.durable == Durable::Always;
+        let begun = Instant::now();
+        let mut next = Some(first);
+        while let Some(mut request) = next.take() {
+            let outcome = self.savepoint(request.as_mut());
+            done.push(request);
+            durably |= outcome.map_err(text)?;
+            if done.len() < MOST_REQUESTS && begun.elapsed() < LONGEST {
+                next = requests.try_recv().ok();
+            }
+        }
+        self.execute("COMMIT").map_err(text)?;
+        if durably {
+            self.log
+                .sync_data()
+                .map_err(|error| format!("sync of the log: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// Runs one request so that its failure, or its panic, undoes its own changes only.
+    fn savepoint(&self, request: &mut dyn Request) -> rusqlite::Result<bool> {
+        self.execute("SAVEPOINT request")?;
+        let outcome = catch_unwind(AssertUnwindSafe(|| request.run(&self.connection)));
+        match outcome {
+            Ok(Ok(durably)) => {
+                self.execute("RELEASE request")?;
+                Ok(durably)
+            }
+            Ok(Err(())) | Err(_) => {
+                self.execute("ROLLBACK TO request")?;
+                self.execute("RELEASE request")?;
+                Ok(false)
+            }
+        }
+    }
+
+    fn execute(&self, sql: &str) -> rusqlite::Result<()> {
+        self.connection.prepare_cached(sql)?.execute([]).map(drop)
+    }
+}

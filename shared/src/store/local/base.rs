@@ -1,0 +1,211 @@
+//! The base folder: the one door to everything in it, and the proof that it is still the one that was opened.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use cap_std::ambient_authority;
+use cap_std::fs::{Dir, DirBuilder, DirBuilderExt as _, OpenOptions, OpenOptionsExt as _};
+use rustix::fs::OFlags;
+
+use super::failure::Failed;
+use crate::store::BlobErrorKind;
+
+/// Mode of new folders, less the umask. Spec: deliver.md §6.
+const FOLDER_MODE: u32 = 0o755;
+/// How many entries are remembered as durable; forgetting one costs a sync, nothing else.
+const REMEMBERED: usize = 10_000;
+
+/// The opened base folder. All paths below are relative to it, and the kernel refuses those that lead out of it.
+#[derive(Debug)]
+pub(super) struct Base {
+    path: PathBuf,
+    dir: Dir,
+    /// Device and inode of `dir`.
+    identity: (u64, u64),
+    /// Whether folders of our own may be made: only if the opener wanted the base folder made as well, since a
+    /// folder without `.ferry` may be the mount point of a volume that is not there.
+    create: bool,
+    pub(super) syncs: Syncs,
+    /// Folders and staged files whose names have been synced into every folder above them by this process.
+    durable: Mutex<HashSet<String>>,
+}
+
+/// The calls that make things durable. Unit tests put failing ones in their place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Syncs {
+    /// Bytes of a file.
+    pub(super) data: fn(&File) -> io::Result<()>,
+    /// Bytes and attributes of a file.
+    pub(super) file: fn(&File) -> io::Result<()>,
+    /// The names in a folder.
+    pub(super) folder: fn(&File) -> io::Result<()>,
+}
+
+impl Base {
+    /// Opens the folder `path`, with `create` after making what is missing of it (synced, if `sync` says so).
+    pub(super) fn open(path: &Path, create: bool, sync: bool) -> Result<Self, Failed> {
+        if create {
+            make_base(path, sync).map_err(|error| Failed::from(error).of_base())?;
+        }
+        let dir = Dir::open_ambient_dir(path, ambient_authority()).map_err(|error| Failed::from(error).of_base())?;
+        let found = dir.open(".")?.into_std().metadata()?;
+        Ok(Self {
+            path: path.to_owned(),
+            dir,
+            identity: (found.dev(), found.ino()),
+            create,
+            syncs: Syncs {
+                data: File::sync_data,
+                file: File::sync_all,
+                folder: File::sync_all,
+            },
+            durable: Mutex::default(),
+        })
+    }
+
+    /// Whether the path still leads to the folder that was opened. A folder that was removed, replaced, made anew
+    /// or lost with its mount is not, and nothing may be written into what stands there now. Spec: core.md §6.
+    pub(super) fn present(&self) -> Result<(), Failed> {
+        let found = fs::metadata(&self.path).map_err(|error| Failed::from(error).of_base())?;
+        if (found.dev(), found.ino()) == self.identity {
+            Ok(())
+        } else {
+            Err(BlobErrorKind::NoContainer.into())
+        }
+    }
+
+    /// The base folder's path, for messages.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder itself, for calls that want a descriptor (one that can also be synced).
+    pub(super) fn descriptor(&self) -> Result<File, Failed> {
+        Ok(self.dir.open(".")?.into_std())
+    }
+
+    /// Opens the regular file `path`. Anything else under that name is no blob.
+    pub(super) fn file(&self, path: &str, options: &mut OpenOptions) -> Result<File, Failed> {
+        // Not blocking: a FIFO would hold this thread for ever.
+        let options = options.custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+        let file = self.dir.open_with(path, options).map_err(Failed::of_lookup)?.into_std();
+        if file.metadata()?.is_file() {
+            Ok(file)
+        } else {
+            Err(BlobErrorKind::NotFound.into())
+        }
+    }
+
+    /// Removes the file `path`, if there is one.
+    pub(super) fn remove(&self, path: &str) -> Result<(), Failed> {
+        match self.dir.remove_file(path).map_err(Failed::of_lookup) {
+            Err(failed) if failed.kind == BlobErrorKind::NotFound => self.present(),
+            done => done,
+        }
+    }
+
+    /// Opens the folder `path`; the empty one is the base folder.
+    pub(super) fn folder(&self, path: &str) -> Result<Dir, Failed> {
+        Ok(self.dir.open_dir(if path.is_empty() { "." } else { path })?)
+    }
+
+    /// Opens the folder `path` after making what is missing of it.
+    pub(super) fn make_folder(&self, path: &str) -> Result<Dir, Failed> {
+        match self.folder(path) {
+            Err(failed) if failed.kind == BlobErrorKind::NotFound => {}
+            done => return done,
+        }
+        self.present()?;
+        let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+        for folder in ends.map(|end| &path[..end]) {
+            match self.dir.create_dir_with(folder, DirBuilder::new().mode(FOLDER_MODE)) {
+                // Its name is not durable yet, nor is any below it, whatever was there before.
+                Ok(()) => self.remembered(HashSet::clear),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.folder(path)
+    }
+
+    /// Opens one of Ferry's own folders, `path` beginning with `.ferry/`.
+    pub(super) fn own_folder(&self, path: &str) -> Result<Dir, Failed> {
+        if self.create {
+            self.make_folder(path)
+        } else {
+            self.folder(path).map_err(Failed::of_base)
+        }
+    }
+
+    /// Syncs the names in the folder `path` and, unless this process did so before, in all folders above it: the
+    /// process that made one of them may have died before it synced it.
+    pub(super) fn sync_folder(&self, path: &str) -> Result<(), Failed> {
+        self.sync_names(path)?;
+        let mut known = true;
+        self.remembered(|durable| known = durable.contains(path));
+        if known {
+            return Ok(());
+        }
+        let mut above = path;
+        while !above.is_empty() {
+            above = above.rsplit_once('/').map_or("", |(above, _)| above);
+            self.sync_names(above)?;
+        }
+        self.remember(path);
+        Ok(())
+    }
+
+    /// Syncs the name of `file`, a path, unless this process did so before.
+    pub(super) fn sync_name(&self, file: &str) -> Result<(), Failed> {
+        let mut known = true;
+        self.remembered(|durable| known = durable.contains(file));
+        if !known {
+            self.sync_folder(file.rsplit_once('/').map_or("", |(folder, _)| folder))?;
+            self.remember(file);
+        }
+        Ok(())
+    }
+
+    /// `file`, a path, is not there any more.
+    pub(super) fn forget_name(&self, file: &str) {
+        self.remembered(|durable| {
+            durable.remove(file);
+        });
+    }
+
+    fn sync_names(&self, folder: &str) -> Result<(), Failed> {
+        let folder = self.dir.open(if folder.is_empty() { "." } else { folder })?.into_std();
+        (self.syncs.folder)(&folder).map_err(Failed::of_sync)
+    }
+
+    fn remember(&self, path: &str) {
+        self.remembered(|durable| {
+            if durable.len() >= REMEMBERED {
+                durable.clear();
+            }
+            durable.insert(path.to_owned());
+        });
+    }
+
+    fn remembered(&self, work: impl FnOnce(&mut HashSet<String>)) {
+        // A panic while it was held leaves a set that is merely too small.
+        work(&mut self.durable.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Makes the folder `path` and all above it that are missing.
+fn make_base(path: &Path, sync: bool) -> io::Result<()> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
+    fs::create_dir_all(path)?;
+    if sync {
+        for folder in missing {
+            let above = folder.parent().filter(|above| !above.as_os_str().is_empty());
+            File::open(above.unwrap_or(Path::new(".")))?.sync_all()?;
+        }
+    }
+    Ok(())
+}
