@@ -1,0 +1,5 @@
+//! What is told of uploads beside TUS.
+
+mod info;
+
+pub(crate) use info::info;

@@ -1,0 +1,101 @@
+//! Creating an upload: everything that could make it undeliverable is refused here, before a byte is taken.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use shared::checksum::Crc64;
+use shared::manifest::{self, Manifest};
+use shared::upload::{UploadId, UploadRecord, UploadState};
+
+use super::{UploadError, Uploads};
+
+/// What a sender asks for.
+#[derive(Debug)]
+pub(crate) struct NewUpload {
+    /// `Upload-Length`; `None`: deferred.
+    pub(crate) length: Option<u64>,
+    /// `Upload-Metadata` as it came.
+    pub(crate) metadata: Option<String>,
+    /// The same as text.
+    pub(crate) manifest: Manifest,
+}
+
+impl Uploads {
+    /// Makes the upload. Its record, with the reports and events of its creation, is there when this answers.
+    ///
+    /// # Errors
+    /// `TooLarge`; `Manifest` if the file's name is bad or makes no valid name in a target; `NoSpace`.
+    pub(crate) async fn create(self: &Arc<Self>, new: NewUpload) -> Result<UploadRecord, UploadError> {
+        self.check_size(new.length)?;
+        manifest::check_file_names(&new.manifest).map_err(|error| UploadError::Manifest(error.to_string()))?;
+        let (id, now) = (UploadId::random(), Timestamp::now());
+        let mut manifest = new.manifest;
+        let transforms = manifest::add_keys(&mut manifest, id, now);
+        // The names are resolved for good at the end; a file that cannot be named is refused before it is sent.
+        self.routes
+            .resolve(id, &manifest)
+            .map_err(|error| UploadError::Manifest(error.to_string()))?;
+        self.check_space(0).await?;
+
+        let staged = self.raw.begin(&id.blob_name(), new.length).await?;
+        let mut record = UploadRecord {
+            id,
+            seq: 0,
+            state: UploadState::Receiving,
+            length: new.length,
+            metadata: new.metadata,
+            manifest,
+            created_at: now,
+            changed_at: now,
+            staged: staged.clone(),
+            verified_offset: None,
+            checkpoint: Crc64::default(),
+            claim: None,
+            completed: None,
+            targets: Vec::new(),
+            reconciled: 0,
+            outbox: Vec::new(),
+        };
+        self.announce_creation(&mut record, transforms);
+        record.seq = 1;
+        match self.records.create(record).await {
+            Ok(record) => {
+                self.metrics.uploads_created.inc();
+                tracing::info!(upload_id = %id, length = record.length, "created");
+                self.spawn_publish(record.clone());
+                Ok(record)
+            }
+            Err(error) => {
+                if let Err(error) = self.raw.abort(&staged).await {
+                    tracing::warn!(upload_id = %id, %error, "an unused staging is left");
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Refuses a declared length that no upload may have.
+    pub(super) fn check_size(&self, length: Option<u64>) -> Result<(), UploadError> {
+        match (self.config.max_upload_size, length) {
+            (Some(most), Some(length)) if length > most => Err(UploadError::TooLarge { most }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Publishes what is left in the record's outbox, without anybody waiting; the sweeper does what fails.
+    pub(super) fn spawn_publish(self: &Arc<Self>, record: UploadRecord) {
+        if record.outbox.is_empty() {
+            return;
+        }
+        let uploads = self.clone();
+        self.tasks.spawn_on(
+            async move {
+                let id = record.id;
+                if let Err(error) = uploads.outbox.publish_upload(record).await {
+                    tracing::warn!(upload_id = %id, %error, "announcing is left to the sweeper");
+                }
+            },
+            &self.runtime,
+        );
+    }
+}

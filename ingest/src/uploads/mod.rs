@@ -1,0 +1,266 @@
+//! The life of an upload, from creation to the announcement, apart from HTTP.
+//!
+//! ```text
+//!   create ──► append… ──► finish ──► committed, announced        terminate
+//!                 │           ▲
+//!                 └ crash ► sweep
+//! ```
+
+mod announce;
+mod append;
+mod create;
+mod download;
+mod error;
+mod finish;
+mod progress;
+mod sweep;
+mod terminate;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use shared::checksum::Crc64;
+use shared::claims::Claims;
+use shared::config::{Durability, IngestConfig};
+use shared::foundation::Foundation;
+use shared::message::Source;
+use shared::outbox::Outbox;
+use shared::records::{RecordError, Records};
+use shared::routes::Routes;
+use shared::store::{BlobErrorKind, BlobStore, Space};
+use shared::telemetry::Metrics;
+use shared::upload::{UploadId, UploadRecord, UploadState};
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+
+pub(crate) use append::{Append, Ended};
+pub(crate) use create::NewUpload;
+pub(crate) use error::UploadError;
+pub(crate) use progress::Progress;
+pub(crate) use sweep::sweep;
+
+use crate::lock::Live;
+
+/// How long a look at the free space is believed.
+const SPACE_BELIEVED: Duration = Duration::from_secs(1);
+/// The reserve, unless it is set: the smaller of this and a twentieth of the file system.
+const RESERVE: u64 = 256 * 1024 * 1024;
+
+/// All uploads, and what is needed to take care of them.
+#[derive(Debug)]
+pub(crate) struct Uploads {
+    pub(crate) records: Arc<dyn Records>,
+    pub(crate) raw: Arc<dyn BlobStore>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) config: IngestConfig,
+    pub(crate) live: Arc<Live>,
+    outbox: Outbox,
+    claims: Arc<Claims>,
+    routes: Routes,
+    source: Source,
+    /// Work that must outlive the request that began it runs here.
+    runtime: Handle,
+    tasks: TaskTracker,
+    space: Mutex<Option<SpaceLook>>,
+}
+
+/// A look at the free space.
+#[derive(Clone, Copy, Debug)]
+struct SpaceLook {
+    at: Instant,
+    found: Option<Space>,
+    /// Bytes that were let through since.
+    spent: u64,
+}
+
+impl Uploads {
+    /// Uploads on what `foundation` opened. Work that outlives a request runs on `runtime`.
+    pub(crate) fn new(foundation: &Foundation, config: IngestConfig, runtime: Handle) -> Self {
+        Self {
+            records: foundation.records.clone(),
+            raw: foundation.raw.clone(),
+            metrics: foundation.metrics.clone(),
+            config,
+            live: Arc::default(),
+            outbox: foundation.outbox.clone(),
+            claims: foundation.claims.clone(),
+            routes: foundation.routes.clone(),
+            source: Source::new("ingest"),
+            runtime,
+            tasks: TaskTracker::new(),
+            space: Mutex::default(),
+        }
+    }
+
+    /// The record of an upload whose URL is good.
+    ///
+    /// # Errors
+    /// `NotFound`; `Gone` if it was deleted or has expired.
+    pub(crate) async fn open(&self, id: UploadId) -> Result<UploadRecord, UploadError> {
+        let record = match self.records.upload(id).await {
+            Err(RecordError::NotFound(_)) => return Err(UploadError::NotFound(id)),
+            record => record?,
+        };
+        if record.state.is_gone() {
+            Err(UploadError::Gone(id))
+        } else {
+            Ok(record)
+        }
+    }
+
+    /// The offset for an answer; what it tells is never taken back. Spec: core.md §1, "Acknowledged"; §3, "Offset".
+    ///
+    /// # Errors
+    /// `Damaged` if the store has less than the record says was there.
+    pub(crate) async fn offset(&self, record: &UploadRecord) -> Result<u64, UploadError> {
+        if let Some(completed) = &record.completed {
+            return Ok(completed.crc64nvme.covered());
+        }
+        match self.live.tell(record.id) {
+            Some(offset) => Ok(offset),
+            None => self.stored(record).await,
+        }
+    }
+
+    /// How many bytes there are, and when the last of them came. No promise to a sender.
+    ///
+    /// # Errors
+    /// As [`Uploads::offset`].
+    pub(crate) async fn received(&self, record: &UploadRecord) -> Result<(u64, Timestamp), UploadError> {
+        let offset = match (&record.completed, self.live.acknowledged(record.id)) {
+            (Some(completed), _) => completed.crc64nvme.covered(),
+            (None, Some(offset)) => offset,
+            (None, None) => self.stored(record).await?,
+        };
+        let at = match &record.completed {
+            Some(completed) => completed.at,
+            None if offset == 0 => record.created_at,
+            None => match self.raw.parts(&record.staged).await {
+                Ok(parts) => parts.modified.unwrap_or(record.changed_at),
+                Err(_) => record.changed_at,
+            },
+        };
+        Ok((offset, at))
+    }
+
+    /// An upload at this offset has all its bytes, whatever its state says: senders take a HEAD that says so as
+    /// success and send nothing more. So the finishing is recorded before it is told. Spec: core.md §4.
+    ///
+    /// # Errors
+    /// It could not be recorded.
+    pub(crate) async fn ensure_finishing(self: &Arc<Self>, record: &UploadRecord) -> Result<(), UploadError> {
+        if record.state == UploadState::Receiving && !self.live.has_writer(record.id) {
+            self.begin_finishing(record.id).await?;
+            self.spawn_finish(record.id);
+        }
+        Ok(())
+    }
+
+    /// Waits until the work that requests began is done.
+    pub(crate) async fn settle(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// The unbroken bytes in the store, when nobody in this process is writing.
+    async fn stored(&self, record: &UploadRecord) -> Result<u64, UploadError> {
+        let parts = match self.raw.parts(&record.staged).await {
+            Err(error) if error.kind == BlobErrorKind::StagingLost => return self.already_whole(record).await,
+            parts => parts?,
+        };
+        if self.config.durability == Durability::Patch {
+            self.sync(record).await?; // what is found is synced before its length is told
+        }
+        if parts.contiguous < record.checkpoint.covered() {
+            return Err(UploadError::Damaged {
+                id: record.id,
+                stored: parts.contiguous,
+                recorded: record.checkpoint.covered(),
+            });
+        }
+        Ok(record
+            .verified_offset
+            .map_or(parts.contiguous, |verified| verified.min(parts.contiguous)))
+    }
+
+    /// The staging is gone: a crash came after the object was made whole and before that was recorded.
+    async fn already_whole(&self, record: &UploadRecord) -> Result<u64, UploadError> {
+        let damaged = |stored| UploadError::Damaged {
+            id: record.id,
+            stored,
+            recorded: record.length.unwrap_or(record.checkpoint.covered()),
+        };
+        match self.raw.stat(&record.id.blob_name()).await {
+            Ok(stat) if Some(stat.size) == record.length => Ok(stat.size),
+            Ok(stat) => Err(damaged(stat.size)),
+            Err(error) if error.kind == BlobErrorKind::NotFound => Err(damaged(0)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn sync(&self, record: &UploadRecord) -> Result<(), UploadError> {
+        let synced = self.raw.sync(&record.staged).await;
+        if synced
+            .as_ref()
+            .is_err_and(|error| error.kind == BlobErrorKind::SyncFailed)
+        {
+            self.metrics.fsync_errors.inc();
+        }
+        Ok(synced?)
+    }
+
+    /// Refuses when writing `bytes` more would use up the reserve that records need. Spec: core.md §3, "Space".
+    async fn check_space(&self, bytes: u64) -> Result<(), UploadError> {
+        let fits = |free: u64, total: u64| {
+            let reserve = self.config.raw_reserve.unwrap_or(RESERVE.min(total / 20));
+            free >= reserve.saturating_add(bytes)
+        };
+        {
+            let mut believed = self.space.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(look) = believed.as_mut().filter(|look| look.at.elapsed() < SPACE_BELIEVED) {
+                let Some(space) = look.found else { return Ok(()) };
+                // What was let through since the look is on its way to the disk.
+                let left = space.free.saturating_sub(look.spent);
+                if fits(left, space.total) {
+                    look.spent += bytes;
+                    return Ok(());
+                }
+            }
+        }
+        let found = self.raw.space().await?;
+        *self.space.lock().unwrap_or_else(PoisonError::into_inner) = Some(SpaceLook {
+            at: Instant::now(),
+            found,
+            spent: bytes,
+        });
+        let Some(space) = found else { return Ok(()) };
+        self.metrics
+            .raw_free_bytes
+            .set(i64::try_from(space.free).unwrap_or(i64::MAX));
+        if fits(space.free, space.total) {
+            Ok(())
+        } else {
+            Err(UploadError::NoSpace)
+        }
+    }
+
+    /// Checksum of the staged or finished bytes from `start` to `end`, read in pieces.
+    async fn read_checksum(&self, record: &UploadRecord, start: u64, end: u64) -> Result<Crc64, UploadError> {
+        const PIECE: u64 = 1024 * 1024;
+        let mut crc = Crc64::default();
+        let mut at = start;
+        while at < end {
+            let range = at..end.min(at + PIECE);
+            at = range.end;
+            let bytes = match self.raw.read_staged(&record.staged, range.clone()).await {
+                Err(error) if error.kind == BlobErrorKind::StagingLost => {
+                    self.raw.read(&record.id.blob_name(), range, None).await?
+                }
+                bytes => bytes?,
+            };
+            crc.update(&bytes);
+        }
+        Ok(crc)
+    }
+}

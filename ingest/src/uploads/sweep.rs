@@ -1,0 +1,182 @@
+//! The sweeper: finds what a crash, a full disk or a lost message left undone, at the start and every 20 s, and does
+//! it. Everything that it does is safe to be done by several processes at once. Spec: core.md §4, §5.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use shared::bus::Bus;
+use shared::message::Queue;
+use shared::outbox::Reconciler;
+use shared::telemetry::Chain;
+use shared::upload::{UploadId, UploadState};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::{UploadError, Uploads};
+
+/// Uploads looked at between two reads of the list.
+const PAGE: usize = 500;
+/// How long a deleted upload's URL answers 410 before it is unknown. Spec: core.md §2.
+const TOMBSTONES: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// Tombstones removed in one sweep.
+const REMOVED_AT_ONCE: usize = 1000;
+
+/// Sweeps until `stop`. The first sweep looks at every unfinished upload; the later ones leave out those that a
+/// request is writing.
+pub(crate) async fn sweep(
+    uploads: Arc<Uploads>,
+    bus: Arc<dyn Bus>,
+    mut reconciler: Reconciler,
+    every: Duration,
+    stop: CancellationToken,
+) {
+    let mut tick = interval(every);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut first = true;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let swept = tokio::select! {
+            () = stop.cancelled() => return,
+            swept = uploads.sweep(&mut reconciler, first) => swept,
+        };
+        match swept {
+            Ok(()) => first = false,
+            Err(error) => tracing::warn!(error = %Chain(&error), "a sweep was not completed"),
+        }
+        uploads.measure(bus.as_ref()).await;
+    }
+}
+
+/// What has waited longest, as a sweep found it.
+#[derive(Debug, Default)]
+struct Oldest {
+    unpublished: Option<Timestamp>,
+    undelivered: Option<Timestamp>,
+}
+
+impl Oldest {
+    fn note(oldest: &mut Option<Timestamp>, seen: Option<Timestamp>) {
+        *oldest = match (*oldest, seen) {
+            (Some(oldest), Some(seen)) => Some(oldest.min(seen)),
+            (oldest, seen) => oldest.or(seen),
+        };
+    }
+}
+
+/// Seconds since `moment`, for a gauge; 0 if nothing waits.
+fn age(moment: Option<Timestamp>) -> i64 {
+    moment.map_or(0, |moment| Timestamp::now().duration_since(moment).as_secs().max(0))
+}
+
+impl Uploads {
+    async fn sweep(self: &Arc<Self>, reconciler: &mut Reconciler, first: bool) -> Result<(), UploadError> {
+        reconciler.begin().await;
+        let mut oldest = Oldest::default();
+        let mut after = None;
+        loop {
+            let page = self.records.open_uploads(after, PAGE).await?;
+            for id in &page {
+                // One upload's trouble is its own.
+                if let Err(error) = self.attend(*id, reconciler, &mut oldest, first).await {
+                    tracing::warn!(upload_id = %id, error = %Chain(&error), "not swept");
+                }
+            }
+            match page.last() {
+                Some(last) if page.len() == PAGE => after = Some(*last),
+                _ => break,
+            }
+        }
+        self.metrics.outbox_oldest_seconds.set(age(oldest.unpublished));
+        self.metrics.undelivered_oldest_seconds.set(age(oldest.undelivered));
+        let before = Timestamp::now() - TOMBSTONES;
+        self.records.purge_tombstones(before, REMOVED_AT_ONCE).await?;
+        Ok(())
+    }
+
+    async fn attend(
+        self: &Arc<Self>,
+        id: UploadId,
+        reconciler: &mut Reconciler,
+        oldest: &mut Oldest,
+        first: bool,
+    ) -> Result<(), UploadError> {
+        let record = self.records.upload(id).await?;
+        match record.state {
+            UploadState::Receiving if !self.live.has_writer(id) => {
+                let stored = self.stored(&record).await?;
+                if Some(stored) == record.length {
+                    tracing::info!(upload_id = %id, "all bytes are there: finishing");
+                    self.finish(id, None).await?;
+                }
+                if first {
+                    self.metrics.uploads_recovered.inc();
+                }
+            }
+            UploadState::Committing => self.finish(id, None).await?,
+            UploadState::Terminating => self.remove_terminated(id).await?,
+            _ => {}
+        }
+        let record = self.records.upload(id).await?;
+        let (changed_at, completed_at) = (
+            record.changed_at,
+            record.completed.as_ref().map(|completed| completed.at),
+        );
+        if let Err(error) = self.outbox.publish_upload(record).await {
+            Oldest::note(&mut oldest.unpublished, Some(changed_at));
+            tracing::warn!(upload_id = %id, %error, "messages are still not published");
+        }
+        for delivery in self.records.deliveries(id).await? {
+            if !delivery.state.is_final() {
+                Oldest::note(&mut oldest.undelivered, completed_at);
+            }
+            let attended = if delivery.outbox.is_empty() {
+                reconciler.attend(&delivery).await.map(drop)
+            } else {
+                self.outbox.publish_delivery(delivery).await.map(drop)
+            };
+            if let Err(error) = attended {
+                tracing::warn!(upload_id = %id, %error, "a delivery's messages are still not published");
+            }
+        }
+        Ok(())
+    }
+
+    /// Gauges that only a look at everything can tell.
+    async fn measure(&self, bus: &dyn Bus) {
+        match self.records.census().await {
+            Ok(census) => {
+                for state in UploadState::ALL {
+                    let count = i64::try_from(census.uploads_in(state)).unwrap_or(i64::MAX);
+                    self.metrics.uploads.with_label_values(&[state.as_str()]).set(count);
+                }
+                for state in shared::upload::DeliveryState::ALL {
+                    let count = i64::try_from(census.deliveries_in(state)).unwrap_or(i64::MAX);
+                    self.metrics.deliveries.with_label_values(&[state.as_str()]).set(count);
+                }
+                self.metrics
+                    .outbox_messages
+                    .set(i64::try_from(census.with_outbox).unwrap_or(i64::MAX));
+            }
+            Err(error) => tracing::warn!(%error, "the records could not be counted"),
+        }
+        for queue in Queue::ALL {
+            match bus.depth(queue).await {
+                Ok(depth) => {
+                    for (state, count) in [
+                        ("ready", depth.ready),
+                        ("in-flight", depth.in_flight),
+                        ("delayed", depth.delayed),
+                    ] {
+                        let gauge = self.metrics.queue_messages.with_label_values(&[queue.as_str(), state]);
+                        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+                    }
+                }
+                Err(error) => tracing::warn!(queue = queue.as_str(), %error, "the queue could not be counted"),
+            }
+        }
+    }
+}
