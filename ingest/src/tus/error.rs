@@ -42,10 +42,7 @@ pub(super) enum TusError {
         offset: u64,
     },
     #[error("another request went on with the upload")]
-    TakenOver {
-        /// Where that one is.
-        offset: u64,
-    },
+    TakenOver,
     #[error("the server is stopping; what came is kept")]
     Stopped {
         /// Bytes that are kept.
@@ -77,7 +74,7 @@ impl TusError {
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Draining | Self::Stopped { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::BodyStalled { .. } => StatusCode::REQUEST_TIMEOUT,
-            Self::TakenOver { .. } => StatusCode::CONFLICT,
+            Self::TakenOver => StatusCode::CONFLICT,
             Self::Upload(error) => match error {
                 UploadError::NotFound(_) => StatusCode::NOT_FOUND,
                 UploadError::Gone(_) | UploadError::Damaged { .. } => StatusCode::GONE,
@@ -105,7 +102,7 @@ impl TusError {
     /// The bytes that are there, where the client can go on from them.
     fn offset(&self) -> Option<u64> {
         match self {
-            Self::BodyStalled { offset } | Self::Stopped { offset } | Self::TakenOver { offset } => Some(*offset),
+            Self::BodyStalled { offset } | Self::Stopped { offset } => Some(*offset),
             Self::Upload(UploadError::OffsetMismatch { present }) => Some(*present),
             Self::Upload(UploadError::TooLong { offset }) => Some(*offset),
             _ => None,
@@ -156,7 +153,7 @@ impl TusError {
     fn closes(&self) -> bool {
         matches!(
             self,
-            Self::Stopped { .. } | Self::BodyStalled { .. } | Self::TakenOver { .. } | Self::BodyCut
+            Self::Stopped { .. } | Self::BodyStalled { .. } | Self::TakenOver | Self::BodyCut
         )
     }
 }
