@@ -154,12 +154,12 @@ test('an upload cut within a request is resumed where the server is', TIMEOUT, a
     first.upload.start()
   })
 
-  // What was under way when the connection was cut may still arrive: a client asks again when it is told so.
-  const second = newUpload(createReadStream(path), { ...options, retryDelays: [100, 500, 1000] })
+  const second = newUpload(createReadStream(path), options)
   const url = await resume(second)
   assert.equal(url, first.upload.url)
-  assert.deepEqual(new Set(methods(second.requests)), new Set(['HEAD', 'PATCH']))
-  assert.ok(Number(second.requests[1].offset) > 0, 'what came before the cut is kept')
+  // What was under way when the connection was cut still arrives; the sender goes on where it was told all the same.
+  assert.deepEqual(methods(second.requests), ['HEAD', 'PATCH'])
+  assert.ok(Number(second.requests[1].offset) < bytes.length)
   await ferry.assertDelivered(url, bytes)
 })
 
