@@ -17,6 +17,7 @@ pub mod checksum;
 pub mod claims;
 pub mod config;
 pub mod database;
+pub mod failpoint;
 pub mod failure;
 pub mod foundation;
 pub mod health;
