@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use shared::failpoint::Injected;
 use shared::failure::FailureClass;
 use shared::store::{BlobError, BlobErrorKind, Role};
 use shared::telemetry::Chain;
@@ -80,6 +81,12 @@ impl Failure {
                 format!("failed to upload file to {container} {name}: {operation}: {kind}"),
             )
         }
+    }
+}
+
+impl From<Injected> for Failure {
+    fn from(injected: Injected) -> Self {
+        Self::new(FailureClass::Transient, injected.to_string())
     }
 }
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use shared::bus::Job;
+use shared::bus::{BusError, Job};
 use shared::claims::ClaimKey;
+use shared::failpoint::{self, Step};
 use shared::message::{Message, Unreadable, Work};
 use shared::records::RecordError;
 use shared::telemetry::Chain;
@@ -52,7 +53,7 @@ pub(crate) async fn settle(engine: Arc<Engine>, job: Job) {
         }
     };
     let settled = match fate {
-        Fate::Done => job.ack().await,
+        Fate::Done => acknowledge(job).await,
         // What was not done because this worker stops is for another one, now.
         Fate::Later(_) if engine.stop.is_cancelled() => return drop(job),
         Fate::Later(delay) => job.later(delay).await,
@@ -66,6 +67,11 @@ pub(crate) async fn settle(engine: Arc<Engine>, job: Job) {
     if let Err(error) = settled {
         tracing::warn!(upload_id = %id, kind, error = %Chain(&error), "the job was not settled and may come again");
     }
+}
+
+async fn acknowledge(job: Job) -> Result<(), BusError> {
+    job.ack().await?;
+    Ok(failpoint::reached(Step::CopyAcknowledged).await?)
 }
 
 async fn fate(engine: &Arc<Engine>, message: &Message) -> Result<Fate, RecordError> {

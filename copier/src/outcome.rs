@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use shared::claims::{Beating, Hold};
+use shared::failpoint::{self, Injected, Step};
 use shared::failure::FailureClass;
 use shared::message::{CopyContinue, CopyDelivery, DeliveryOutcome, Event, Message, ReportWork, Source, Work};
 use shared::outbox::{Outbox, OutboxError};
@@ -53,6 +54,13 @@ pub(crate) enum Unsettled {
     Outbox(#[from] OutboxError),
 }
 
+/// The record is written; whoever wrote it does not learn that.
+impl From<Injected> for Unsettled {
+    fn from(injected: Injected) -> Self {
+        Self::Record(injected.into())
+    }
+}
+
 /// Writes outcomes.
 #[derive(Debug)]
 pub(crate) struct Outcomes {
@@ -84,6 +92,7 @@ impl Outcomes {
             record.started_at.get_or_insert(began);
         };
         self.write(lease, Verdict::Write, change).await?;
+        failpoint::reached(Step::CopyClaimed).await?;
         lease.claimed = true;
         lease.beating = Some(lease.hold.keep_beating(lease.lost.clone()));
         if lease.seen.finished_at.is_some() || lease.seen.started_at.is_none() {
@@ -96,7 +105,7 @@ impl Outcomes {
     pub(crate) async fn checkpoint(&self, lease: &Lease, checkpoint: CopyCheckpoint) -> Result<(), Unsettled> {
         let change = move |record: &mut DeliveryRecord| record.checkpoint = Some(checkpoint.clone());
         self.write(lease, Verdict::Write, change).await?;
-        Ok(())
+        Ok(failpoint::reached(Step::CopyCheckpointed).await?)
     }
 
     /// The object is in the target, verified. `written` bytes were written for it now; `None`: it was there.
@@ -117,6 +126,7 @@ impl Outcomes {
             record.outbox.extend(messages.iter().cloned());
         };
         let record = self.write(lease, Verdict::WriteDurably, change).await?;
+        failpoint::reached(Step::CopyRecorded).await?;
         let target = record.to.target.as_str();
         let seconds = now.duration_since(record.started_at.unwrap_or(began)).as_secs_f64();
         let result = if written.is_some() { "succeeded" } else { "skipped" };
@@ -183,6 +193,7 @@ impl Outcomes {
             }
         };
         let record = self.write(lease, Verdict::WriteDurably, change).await?;
+        failpoint::reached(Step::CopyRecorded).await?;
         self.count_end(lease, "failed");
         self.count_failure(&record, failure, &next);
         self.publish(record).await
@@ -207,6 +218,7 @@ impl Outcomes {
             record.outbox.push(again(record.seq + 1));
         };
         let record = self.write(lease, Verdict::Write, change).await?;
+        failpoint::reached(Step::CopyCheckpointed).await?;
         let copied = copied(&record);
         tracing::info!(upload_id = %record.upload_id, target = record.to.target, copied, ?delay, "split off");
         self.publish(record).await
@@ -232,6 +244,7 @@ impl Outcomes {
             }
         };
         let record = self.write(lease, Verdict::Write, change).await?;
+        failpoint::reached(Step::CopyCheckpointed).await?;
         tracing::debug!(upload_id = %id, target = record.to.target, copied = copied(&record), "slice ended");
         self.publish(record).await
     }

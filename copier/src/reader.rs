@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use shared::checksum::Crc64;
+use shared::failpoint::{self, Step};
 use shared::failure::FailureClass;
 use shared::manifest::Manifest;
 use shared::store::{BlobName, BlobStore, Identity, Limits, Tag};
@@ -205,6 +206,7 @@ impl Reader {
         self.ahead.push_back(AbortOnDropHandle::new(tokio::spawn(async move {
             let offset = range.start;
             let bytes = source.read(range, &metrics).await?;
+            failpoint::reached(Step::CopyRead).await?;
             let crc = checksum(&bytes).await?;
             Ok(Chunk {
                 offset,

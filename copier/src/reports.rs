@@ -10,6 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value;
 use shared::bus::{Bus, BusError, Consumer, Job};
+use shared::failpoint::{self, Step};
 use shared::failure::FailureClass;
 use shared::message::{Queue, ReportWork, Work};
 use shared::records::{RecordError, Records};
@@ -136,6 +137,9 @@ impl Reports {
         }
         match tokio::time::timeout(SINK_LIMIT, sink.send(&work.report)).await {
             Ok(Ok(())) => {
+                if let Err(injected) = failpoint::reached(Step::CopyReported).await {
+                    return self.again(job, None, &injected.to_string()).await;
+                }
                 let sent = &self.metrics.reports_sent;
                 sent.with_label_values(&[sink.name(), &action]).inc();
                 let lag = Timestamp::now().duration_since(job.message.time);

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use shared::checksum::Crc64;
+use shared::failpoint::{self, Step};
 use shared::failure::FailureClass;
 use shared::store::{BlobErrorKind, PartTag, Staged, WriterGuard};
 use shared::upload::CopyCheckpoint;
@@ -91,6 +92,10 @@ impl Copy {
         let staged = self
             .unless_cut(within(CALL_LIMIT, "begin", begin, Failure::of_target))
             .await??;
+        if let Err(injected) = failpoint::reached(Step::CopyBegun).await {
+            self.abort(&staged).await; // no record knows of it
+            return Err(Failure::from(injected).into());
+        }
         match self.exclusive(&staged).await? {
             Some(writer) => Ok(Staging::new(staged, Crc64::default(), writer)),
             None => Err(Failure::new(FailureClass::Transient, "the copy just begun is gone").into()),

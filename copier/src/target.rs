@@ -6,6 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use shared::checksum::Crc64;
+use shared::failpoint::{self, Step};
 use shared::failure::FailureClass;
 use shared::report::{Issue, Level};
 use shared::store::{BlobErrorKind, BlobStat, BlobStore, Limits};
@@ -214,6 +215,7 @@ impl Copy {
             .write_part(&staging.staged, chunk.offset, chunk.bytes.clone());
         let write = within(PART_LIMIT, "write part", part, Failure::of_target);
         let part = unless(&mut self.cut, &self.lease.lost, write).await??;
+        failpoint::reached(Step::CopyPartWritten).await.map_err(Failure::from)?;
         staging.copied = staging.copied.then(chunk.crc);
         // Where parts have no mark of their own there is nothing to remember of them.
         if !part.tag.is_empty() {

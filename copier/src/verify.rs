@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use shared::checksum::Crc64;
+use shared::failpoint::{self, Step};
 use shared::failure::FailureClass;
 use shared::store::{Attested, BlobMeta, BlobStat, Commit, Condition, ReadBack, Staged};
 
@@ -50,6 +51,7 @@ impl Copy {
                 .into());
         }
         let attested = self.commit(&staged).await?;
+        failpoint::reached(Step::CopyCompleted).await.map_err(Failure::from)?;
         let attests = attested.size == wanted.covered() && attested.crc64.is_none_or(|crc| crc == wanted.value());
         if !attests {
             self.remove().await;

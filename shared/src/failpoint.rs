@@ -11,6 +11,12 @@
 //! `exit` is `kill -9` of the process by itself, exactly there; `error` is a failure of the step; `delay:` holds it up.
 //! `@N` leaves the first N - 1 times alone, `*N` lets it happen N times only.
 
+use uuid::Uuid;
+
+use crate::bus::{BusError, PublishError};
+use crate::database::DatabaseError;
+use crate::records::RecordError;
+
 /// A step that was made to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("failpoint {}", .0.as_str())]
@@ -44,14 +50,18 @@ steps! {
     LastByteStored = "finish.last-byte-stored",
     /// `committing` is recorded.
     CommittingRecorded = "finish.committing-recorded",
+    /// The claim of whoever finishes it is recorded.
+    FinishClaimed = "finish.claimed",
     /// The object has its name.
     ObjectWhole = "finish.object-whole",
     /// `committed` is recorded with deliveries and messages.
     CommittedRecorded = "finish.committed-recorded",
-    /// The bus has the messages; the record does not say so yet.
+    /// The bus has the messages; the record does not say so yet. With the embedded bus: within the transaction.
     Published = "finish.published",
     /// `published` is recorded.
     PublishedRecorded = "finish.published-recorded",
+    /// A staging is begun in the target; no record knows of it yet.
+    CopyBegun = "copy.begun",
     /// A copier has claimed a delivery.
     CopyClaimed = "copy.claimed",
     /// A range of the source was read.
@@ -64,7 +74,8 @@ steps! {
     CopyCompleted = "copy.completed",
     /// The outcome is recorded with its messages.
     CopyRecorded = "copy.recorded",
-    /// The bus has the outcome's messages; the record does not say so yet.
+    /// The bus has the outcome's messages; the record does not say so yet. With the embedded bus: within the
+    /// transaction.
     CopyPublished = "copy.published",
     /// The job is acknowledged.
     CopyAcknowledged = "copy.acknowledged",
@@ -83,13 +94,62 @@ pub async fn reached(step: Step) -> Result<(), Injected> {
     Ok(())
 }
 
+/// As [`reached`], on a thread that may block.
+///
+/// # Errors
+/// The step is to fail.
+#[cfg(not(feature = "failpoints"))]
+pub(crate) fn reached_blocking(step: Step) -> Result<(), Injected> {
+    let _ = step;
+    Ok(())
+}
+
 #[cfg(feature = "failpoints")]
 pub use armed::reached;
+#[cfg(feature = "failpoints")]
+pub(crate) use armed::reached_blocking;
+
+/// Records whose write was not answered.
+impl From<Injected> for RecordError {
+    fn from(injected: Injected) -> Self {
+        Self::Unavailable {
+            operation: "write",
+            object: injected.0.as_str().to_owned(),
+            source: Box::new(injected),
+        }
+    }
+}
+
+/// A transaction that does not take place.
+impl From<Injected> for DatabaseError {
+    fn from(injected: Injected) -> Self {
+        Self::Transaction(injected.to_string())
+    }
+}
+
+/// A bus that did not answer.
+impl From<Injected> for BusError {
+    fn from(injected: Injected) -> Self {
+        Self {
+            operation: "settle",
+            source: Box::new(injected),
+        }
+    }
+}
+
+/// A publish whose confirm is lost: the message `id` is on the bus.
+pub(crate) fn unconfirmed(id: Uuid, injected: Injected) -> PublishError {
+    PublishError::Unknown {
+        id,
+        source: Box::new(injected),
+    }
+}
 
 #[cfg(feature = "failpoints")]
 mod armed {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
+    use std::thread;
     use std::time::Duration;
 
     use rustix::process::{Signal, getpid, kill_process};
@@ -125,29 +185,61 @@ mod armed {
     /// # Panics
     /// The variable cannot be read: a test that asks for nothing shows nothing.
     pub async fn reached(step: Step) -> Result<(), Injected> {
+        for action in actions(step) {
+            if let Some(delay) = act(step, action)? {
+                tokio::time::sleep(delay).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`reached`], on a thread that may block.
+    ///
+    /// # Errors
+    /// The step is to fail.
+    ///
+    /// # Panics
+    /// As [`reached`].
+    #[expect(clippy::disallowed_methods, reason = "this thread is what is to be held up")]
+    pub(crate) fn reached_blocking(step: Step) -> Result<(), Injected> {
+        for action in actions(step) {
+            if let Some(delay) = act(step, action)? {
+                thread::sleep(delay);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is to happen this time.
+    fn actions(step: Step) -> impl Iterator<Item = Action> {
         static POINTS: OnceLock<Vec<Point>> = OnceLock::new();
         let points = POINTS.get_or_init(|| {
             let text = std::env::var(VARIABLE).unwrap_or_default();
             parse(&text).unwrap_or_else(|problem| panic!("{VARIABLE}: {problem}"))
         });
-        for point in points.iter().filter(|point| point.step == step) {
-            match point.meet() {
-                None => {}
-                Some(Action::Error) => {
-                    tracing::warn!(step = step.as_str(), "failpoint: error");
-                    return Err(Injected(step));
+        points
+            .iter()
+            .filter(move |point| point.step == step)
+            .filter_map(Point::meet)
+    }
+
+    /// Lets `action` happen; answers how long is to be waited for it.
+    fn act(step: Step, action: Action) -> Result<Option<Duration>, Injected> {
+        // A test sees by the log that the point was met.
+        tracing::warn!(step = step.as_str(), ?action, "failpoint");
+        match action {
+            Action::Error => Err(Injected(step)),
+            Action::Delay(delay) => Ok(Some(delay)),
+            Action::Exit => {
+                // Nothing of the process runs on: no destructor, no flush, no answer.
+                if let Err(error) = kill_process(getpid(), Signal::KILL) {
+                    panic!("a process cannot kill itself: {error}");
                 }
-                Some(Action::Delay(delay)) => tokio::time::sleep(delay).await,
-                Some(Action::Exit) => {
-                    // Nothing of the process runs on: no destructor, no flush, no answer.
-                    if let Err(error) = kill_process(getpid(), Signal::KILL) {
-                        panic!("a process cannot kill itself: {error}");
-                    }
-                    std::future::pending::<()>().await;
+                loop {
+                    thread::park();
                 }
             }
         }
-        Ok(())
     }
 
     impl Point {

@@ -1,13 +1,14 @@
 //! Whole-system tests with the real binaries, and the contracts that each store, records and bus passes.
 //!
 //! ```text
-//!  tests/*.rs ──► site ──► `ferry up` on a folder of its own ──► reports, deliveries
+//!  tests/*.rs ──► site ──► `ferry up`, or `ingest` and copiers, on a folder of its own ──► reports, deliveries
 //!      │            └─ client (TUS), raw (bytes on a socket)
 //!      └──────► contract ──► shared: any implementation of a trait
 //! ```
 
 pub mod client;
 pub mod contract;
+pub mod metrics;
 pub mod oracle;
 pub mod pattern;
 pub mod raw;

@@ -91,9 +91,10 @@ impl TusError {
                         StatusCode::INTERNAL_SERVER_ERROR
                     }
                 },
-                UploadError::Records(_) | UploadError::StillFinishing(_) | UploadError::BrokenOff(_) => {
-                    StatusCode::SERVICE_UNAVAILABLE
-                }
+                UploadError::Records(_)
+                | UploadError::StillFinishing(_)
+                | UploadError::BrokenOff(_)
+                | UploadError::Injected(_) => StatusCode::SERVICE_UNAVAILABLE,
                 UploadError::Corrupt(_) => StatusCode::INTERNAL_SERVER_ERROR,
             },
         }

@@ -8,6 +8,7 @@ use std::sync::{Arc, MutexGuard};
 use bytes::{Bytes, BytesMut};
 use shared::checksum::Crc64;
 use shared::config::Durability;
+use shared::failpoint::{self, Step};
 use shared::records::Verdict;
 use shared::store::{BlobErrorKind, WriterGuard};
 use shared::upload::{UploadRecord, UploadState};
@@ -331,6 +332,7 @@ impl Append {
         }
         let crc = self.turn.progress().as_ref().and_then(Progress::total);
         let (uploads, id) = (self.uploads.clone(), self.record.id);
+        failpoint::reached(Step::LastByteStored).await?;
         // The place is given up first: from `committing` on nobody writes, and the finishing has its own claim.
         uploads.begin_finishing(id).await?;
         drop(self);

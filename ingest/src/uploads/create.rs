@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use shared::checksum::Crc64;
+use shared::failpoint::{self, Step};
 use shared::manifest::{self, Manifest};
 use shared::upload::{UploadId, UploadRecord, UploadState};
 
@@ -91,8 +92,14 @@ impl Uploads {
         self.tasks.spawn_on(
             async move {
                 let id = record.id;
-                if let Err(error) = uploads.outbox.publish_upload(record).await {
-                    tracing::warn!(upload_id = %id, %error, "announcing is left to the sweeper");
+                match uploads.outbox.publish_upload(record).await {
+                    Ok(record) if record.state == UploadState::Published => {
+                        if let Err(injected) = failpoint::reached(Step::PublishedRecorded).await {
+                            tracing::warn!(upload_id = %id, %injected, "nobody waits for it");
+                        }
+                    }
+                    Ok(_) => {}
+                    Err(error) => tracing::warn!(upload_id = %id, %error, "announcing is left to the sweeper"),
                 }
             },
             &self.runtime,

@@ -1,5 +1,6 @@
 //! Why something could not be done with an upload.
 
+use shared::failpoint::Injected;
 use shared::records::RecordError;
 use shared::store::BlobError;
 use shared::upload::UploadId;
@@ -68,6 +69,9 @@ pub(crate) enum UploadError {
     /// A task of ours ended before its work was done.
     #[error("the work on upload {0} was broken off")]
     BrokenOff(UploadId),
+    /// A test made the step fail.
+    #[error(transparent)]
+    Injected(#[from] Injected),
     /// Somebody else is finishing it and takes long.
     #[error("upload {0} is still being finished")]
     StillFinishing(UploadId),

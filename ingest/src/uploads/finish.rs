@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use shared::checksum::Crc64;
 use shared::claims::{ClaimKey, Hold};
 use shared::config::Durability;
+use shared::failpoint::{self, Step};
 use shared::records::{Edited, RecordError, Verdict};
 use shared::store::{BlobErrorKind, BlobMeta, Commit, Condition, Identity};
 use shared::telemetry::Chain;
@@ -34,7 +35,11 @@ impl Uploads {
             }
             _ => Verdict::Leave,
         };
-        Ok(self.records.edit_upload(id, Box::new(edit)).await?.record)
+        let Edited { record, written } = self.records.edit_upload(id, Box::new(edit)).await?;
+        if written {
+            failpoint::reached(Step::CommittingRecorded).await?;
+        }
+        Ok(record)
     }
 
     /// Finishes an upload that has all its bytes, in a task that goes on if whoever asked for it goes away.
@@ -106,7 +111,11 @@ impl Uploads {
             Verdict::Write
         };
         let Edited { record, written } = self.records.edit_upload(id, Box::new(edit)).await?;
-        Ok(written.then_some(record))
+        if !written {
+            return Ok(None);
+        }
+        failpoint::reached(Step::FinishClaimed).await?;
+        Ok(Some(record))
     }
 
     async fn finish_claimed(
@@ -130,14 +139,17 @@ impl Uploads {
         };
         let committed = self.record_committed(&hold, &record, crc).await?;
         drop(hold);
-        if committed.is_none() {
+        let Some(committed) = committed else {
             return Err(UploadError::StillFinishing(record.id));
-        }
+        };
+        failpoint::reached(Step::CommittedRecorded).await?;
         self.count_finished(&record, crc.covered());
         tracing::info!(upload_id = %record.id, bytes = crc.covered(), crc64nvme = crc.to_base64(), "committed");
-        if let Some(record) = committed {
-            self.spawn_publish(record);
+        if committed.state == UploadState::Published {
+            // With the embedded bus that was the same write.
+            failpoint::reached(Step::PublishedRecorded).await?;
         }
+        self.spawn_publish(committed);
         Ok(())
     }
 
@@ -153,6 +165,12 @@ impl Uploads {
 
     /// The object under its name, whole; answers the checksum of the bytes as received.
     async fn make_whole(&self, record: &UploadRecord, crc: Option<Crc64>) -> Result<Crc64, UploadError> {
+        let crc = self.commit(record, crc).await?;
+        failpoint::reached(Step::ObjectWhole).await?;
+        Ok(crc)
+    }
+
+    async fn commit(&self, record: &UploadRecord, crc: Option<Crc64>) -> Result<Crc64, UploadError> {
         let size = record.length.ok_or(UploadError::Unfinished(record.id))?;
         let crc = match crc.filter(|crc| crc.covered() == size) {
             Some(crc) => crc,

@@ -40,6 +40,8 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a connection waits for another process's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// The pause before what such a transaction refused is tried again.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// Files up to this size are checked before the start goes on, larger ones beside it.
 const CHECKED_AT_START: u64 = 1024 * 1024 * 1024;
 /// The log's length, in pages, at which the writer itself brings it into the file: only if the watch thread
@@ -325,12 +327,29 @@ fn log_path(path: &Path) -> PathBuf {
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
+    keep_log(&connection)?;
     // The log is synced by the writer itself, when a request asks for it, and before it is brought into the file.
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "wal_autocheckpoint", LONGEST_LOG_PAGES)?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
+}
+
+/// Write-ahead logging. While another process makes the same change in a new file this is refused at once: the busy
+/// timeout does not hold for it.
+fn keep_log(connection: &Connection) -> rusqlite::Result<()> {
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match connection.pragma_update(None, "journal_mode", "WAL") {
+            Err(error)
+                if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
+                    && Instant::now() < deadline =>
+            {
+                thread::park_timeout(BUSY_PAUSE);
+            }
+            changed => return changed,
+        }
+    }
 }
 
 fn connect_reader(path: &Path) -> rusqlite::Result<Connection> {

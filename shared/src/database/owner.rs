@@ -51,7 +51,8 @@ pub(super) fn is_gone(database: &Path, owner: &OwnerId) -> bool {
         Ok(file) => file,
         Err(error) => return error.kind() == io::ErrorKind::NotFound,
     };
-    match file.try_lock() {
+    // Shared: of several who look at once each must see that nobody holds it.
+    match file.try_lock_shared() {
         Ok(()) => {
             let _removed_by_another = fs::remove_file(&path);
             true
@@ -83,6 +84,22 @@ mod tests {
         assert!(!is_gone(&database, &owner));
         drop(lock);
         assert!(is_gone(&database, &owner));
+    }
+
+    #[test]
+    fn all_who_look_at_once_see_that_an_owner_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("ferry.db");
+        let lock = OwnerLock::take(&database).unwrap();
+        let (owner, path) = (
+            lock.owner().clone(),
+            super::folder(&database).join(lock.owner().as_str()),
+        );
+        let looking = File::open(&path).unwrap();
+        assert!(looking.try_lock_shared().is_err(), "its owner lives");
+        lock._file.unlock().unwrap();
+        looking.try_lock_shared().unwrap();
+        assert!(is_gone(&database, &owner), "somebody else looks, too");
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub use reconcile::Reconciler;
 pub use redrive::Redrive;
 
 use crate::bus::{Bus, BusError, PublishError};
+use crate::failpoint::{self, Step};
 use crate::message::Message;
 use crate::records::{RecordError, Records, Verdict};
 use crate::telemetry::Metrics;
@@ -60,6 +61,9 @@ impl Outbox {
         let record = if taken.is_empty() {
             record
         } else {
+            if record.state.is_committed() {
+                confirmed(Step::Published, &taken).await?;
+            }
             let edit = move |record: &mut UploadRecord| {
                 record.mark_published(&taken);
                 Verdict::Write
@@ -81,6 +85,7 @@ impl Outbox {
         let record = if taken.is_empty() {
             record
         } else {
+            confirmed(Step::CopyPublished, &taken).await?;
             let edit = move |record: &mut DeliveryRecord| {
                 record.mark_published(&taken, Timestamp::now());
                 Verdict::Write
@@ -115,4 +120,12 @@ impl Outbox {
         }
         (taken, failure)
     }
+}
+
+/// The bus has the messages `taken`; the record does not say so yet.
+async fn confirmed(step: Step, taken: &[Uuid]) -> Result<(), PublishError> {
+    let first = taken.first().copied().unwrap_or_default();
+    failpoint::reached(step)
+        .await
+        .map_err(|injected| failpoint::unconfirmed(first, injected))
 }

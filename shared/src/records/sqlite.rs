@@ -13,8 +13,9 @@ use uuid::Uuid;
 use super::{Census, Edit, Edited, RecordError, Records, Verdict};
 use crate::bus::{self, EmbeddedBus};
 use crate::database::{Database, DatabaseError, Written};
+use crate::failpoint::{self, Step};
 use crate::message::{Message, Queue};
-use crate::upload::{DeliveryRecord, DeliveryState, OwnerId, UploadId, UploadRecord};
+use crate::upload::{DeliveryRecord, DeliveryState, OwnerId, UploadId, UploadRecord, UploadState};
 
 /// Records in a SQLite file.
 #[derive(Debug)]
@@ -282,10 +283,7 @@ impl Records for SqliteRecords {
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
                 let state: String = row.get(0)?;
-                if let Some(state) = crate::upload::UploadState::ALL
-                    .iter()
-                    .find(|known| known.as_str() == state)
-                {
+                if let Some(state) = UploadState::ALL.iter().find(|known| known.as_str() == state) {
                     census.uploads.insert(state.as_str(), row.get(1)?);
                 }
                 census.with_outbox += row.get::<_, u64>(2)?;
@@ -344,12 +342,18 @@ fn written<R>(verdict: Verdict, answer: Answer<R>) -> Written<Answer<R>> {
 
 fn publish_upload(connection: &Connection, record: &mut UploadRecord) -> Result<Vec<Queue>, DatabaseError> {
     let queues = bus::enqueue(connection, &record.outbox)?;
+    if record.state == UploadState::Committed && record.outbox.iter().any(Message::is_work) {
+        failpoint::reached_blocking(Step::Published)?;
+    }
     record.mark_published(&ids(&record.outbox));
     Ok(queues)
 }
 
 fn publish_delivery(connection: &Connection, record: &mut DeliveryRecord) -> Result<Vec<Queue>, DatabaseError> {
     let queues = bus::enqueue(connection, &record.outbox)?;
+    if !record.outbox.is_empty() {
+        failpoint::reached_blocking(Step::CopyPublished)?;
+    }
     record.mark_published(&ids(&record.outbox), Timestamp::now());
     Ok(queues)
 }

@@ -1,21 +1,23 @@
-//! A whole Ferry: the real `ferry up` on a folder of its own and a free port.
+//! A whole Ferry on a folder of its own and free ports: the real `ferry up`, or `ingest` and copiers as processes of
+//! their own around one database file.
 
+mod findings;
+mod part;
 mod process;
 
-use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use serde_json::Value;
 use tempfile::TempDir;
 
+pub use findings::files_below;
+pub use part::Part;
+use part::Place;
 pub use process::{Finished, Process, Program};
 
 use crate::client::Client;
-use crate::reports;
-use crate::wait::eventually;
 
 /// The longest that a start, a stop or a delivery is waited for: many times what it takes.
 pub const LIMIT: Duration = Duration::from_secs(40);
@@ -23,22 +25,39 @@ pub const LIMIT: Duration = Duration::from_secs(40);
 /// How a site is to be started.
 #[derive(Clone, Debug)]
 pub struct SiteBuilder {
-    program: Program,
+    parts: Vec<Part>,
+    args: Vec<String>,
+    env: Vec<(Option<Part>, String, String)>,
     listen: String,
 }
 
 impl SiteBuilder {
-    /// With this variable in its environment, which holds nothing of the caller's own.
+    /// `ingest` and this many copiers instead of `ferry up`.
+    #[must_use]
+    pub fn copiers(mut self, copiers: usize) -> Self {
+        self.parts = vec![Part::Ingest];
+        self.parts.extend((0..copiers).map(Part::Copier));
+        self
+    }
+
+    /// With this variable in the environment of all its processes, which holds nothing of the caller's own.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
-        self.program = self.program.env(name, value);
+        self.env.push((None, name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With this variable in the environment of one of its processes.
+    #[must_use]
+    pub fn env_of(mut self, part: Part, name: &str, value: &str) -> Self {
+        self.env.push((Some(part), name.to_owned(), value.to_owned()));
         self
     }
 
     /// With one more argument after `ferry up`.
     #[must_use]
     pub fn arg(mut self, arg: &str) -> Self {
-        self.program = self.program.arg(arg);
+        self.args.push(arg.to_owned());
         self
     }
 
@@ -55,10 +74,11 @@ impl SiteBuilder {
     /// It does not start.
     pub async fn start(self) -> Site {
         let folder = tempfile::tempdir().expect("make a temporary folder");
+        let places = self.parts.iter().map(|part| Place::new(*part, folder.path()));
         let mut site = Site {
+            places: places.collect(),
             how: self,
             folder,
-            process: None,
             addr: None,
             client: None,
         };
@@ -72,7 +92,7 @@ impl SiteBuilder {
 pub struct Site {
     how: SiteBuilder,
     folder: TempDir,
-    process: Option<Process>,
+    places: Vec<Place>,
     addr: Option<SocketAddr>,
     /// Of the present process: made anew with each start, so that no connection of an earlier one is left in it.
     client: Option<Client>,
@@ -91,9 +111,17 @@ impl Site {
     #[must_use]
     pub fn build() -> SiteBuilder {
         SiteBuilder {
-            program: Program::new("ferry").arg("up"),
+            parts: vec![Part::Up],
+            args: Vec::new(),
+            env: Vec::new(),
             listen: "127.0.0.1:0".to_owned(),
         }
+    }
+
+    /// Its processes.
+    #[must_use]
+    pub fn parts(&self) -> Vec<Part> {
+        self.how.parts.clone()
     }
 
     /// Its data folder.
@@ -117,10 +145,30 @@ impl Site {
         format!("http://{}{path}", self.addr())
     }
 
+    /// Where `part` shows its health and metrics.
+    ///
+    /// # Panics
+    /// It does not run.
+    #[must_use]
+    pub fn metrics_url(&self, part: Part) -> String {
+        match part {
+            Part::Up => self.url("/metrics"),
+            Part::Ingest | Part::Copier(_) => {
+                let admin = self.place(part).admin.unwrap_or_else(|| panic!("{part} runs"));
+                format!("http://{admin}/metrics")
+            }
+        }
+    }
+
     /// A TUS client of it, with connections of its own.
     #[must_use]
     pub fn client(&self) -> Client {
         Client::new(&self.url("/files/"))
+    }
+
+    /// From the next start on without the variable `name`, for all its processes.
+    pub fn forget_env(&mut self, name: &str) {
+        self.how.env.retain(|(_, known, _)| known != name);
     }
 
     /// Starts it, again on the same data and port if it ran before, and waits until it is ready.
@@ -137,19 +185,9 @@ impl Site {
     /// # Panics
     /// It runs already.
     pub fn launch(&mut self) {
-        assert!(self.process.is_none(), "it runs");
-        let listen = self
-            .addr
-            .map_or_else(|| self.how.listen.clone(), |addr| addr.to_string());
-        let program = self
-            .how
-            .program
-            .clone()
-            .arg("--data")
-            .arg(&self.data().display().to_string())
-            .arg("--listen")
-            .arg(&listen);
-        self.process = Some(program.spawn(self.folder.path()));
+        for part in self.parts() {
+            self.launch_part(part);
+        }
     }
 
     /// Waits until it accepts uploads, and learns where.
@@ -157,17 +195,62 @@ impl Site {
     /// # Panics
     /// It ended instead, or printed something else.
     pub async fn ready(&mut self) {
-        let process = self.process.as_mut().expect("it was started");
-        let line = process.first_line(LIMIT).await;
-        let addr = line
-            .strip_prefix("ready: http://")
-            .and_then(|rest| rest.strip_suffix("/files/"))
-            .unwrap_or_else(|| panic!("printed {line:?}"));
-        let addr = addr.parse().unwrap_or_else(|_| panic!("printed {line:?}"));
-        if let Some(before) = self.addr.replace(addr) {
-            assert_eq!(addr, before, "it comes back on its port");
+        for part in self.parts() {
+            self.part_ready(part).await;
         }
-        self.client = Some(self.client());
+    }
+
+    /// As [`Site::restart`], of one process.
+    ///
+    /// # Panics
+    /// As [`Site::restart`].
+    pub async fn restart_part(&mut self, part: Part) {
+        self.launch_part(part);
+        self.part_ready(part).await;
+    }
+
+    /// As [`Site::launch`], of one process.
+    ///
+    /// # Panics
+    /// As [`Site::launch`].
+    pub fn launch_part(&mut self, part: Part) {
+        let listen = self
+            .addr
+            .map_or_else(|| self.how.listen.clone(), |addr| addr.to_string());
+        let mut program = part.program(&self.data(), &listen);
+        for arg in self.how.args.iter().filter(|_| part == Part::Up) {
+            program = program.arg(arg);
+        }
+        for (of, name, value) in &self.how.env {
+            if of.is_none_or(|of| of == part) {
+                program = program.env(name, value);
+            }
+        }
+        let place = self.place_mut(part);
+        assert!(place.process.is_none(), "{part} runs");
+        place.process = Some(program.spawn(&place.folder));
+    }
+
+    /// As [`Site::ready`], of one process.
+    ///
+    /// # Panics
+    /// As [`Site::ready`].
+    pub async fn part_ready(&mut self, part: Part) {
+        let address = |line: &str| line.parse().unwrap_or_else(|_| panic!("{part} printed {line:?}"));
+        let process = self.place_mut(part).running();
+        if part.accepts() {
+            let line = process.line("ready: http://", LIMIT).await;
+            let addr: SocketAddr = address(line.trim_end_matches("/files/"));
+            if let Some(before) = self.addr.replace(addr) {
+                assert_eq!(addr, before, "it comes back on its port");
+            }
+            self.client = Some(self.client());
+        }
+        if part != Part::Up {
+            let place = self.place_mut(part);
+            let line = place.running().line("admin: http://", LIMIT).await;
+            place.admin = Some(address(line.trim_end_matches('/')));
+        }
     }
 
     /// SIGKILL, and waits for its end.
@@ -175,7 +258,17 @@ impl Site {
     /// # Panics
     /// It does not run.
     pub fn kill(&mut self) {
-        self.process.take().expect("a running site").kill();
+        for part in self.parts() {
+            self.kill_part(part);
+        }
+    }
+
+    /// As [`Site::kill`], of one process.
+    ///
+    /// # Panics
+    /// As [`Site::kill`].
+    pub fn kill_part(&mut self, part: Part) {
+        self.place_mut(part).take().kill();
     }
 
     /// SIGTERM, and does not wait.
@@ -183,16 +276,32 @@ impl Site {
     /// # Panics
     /// It does not run.
     pub fn ask_to_stop(&self) {
-        self.process.as_ref().expect("a running site").terminate();
+        for place in &self.places {
+            place.process.as_ref().expect("a running site").terminate();
+        }
     }
 
-    /// Waits for its end.
+    /// Waits for its end; of several processes, answers the status of one that did not succeed, if there is one.
     ///
     /// # Panics
     /// It goes on for `limit`.
     pub async fn stopped(&mut self, limit: Duration) -> ExitStatus {
-        let mut process = self.process.take().expect("a running site");
-        process.ended(limit).await
+        let mut ended = None;
+        for place in &mut self.places {
+            let status = place.take().ended(limit).await;
+            if ended.is_none_or(|before: ExitStatus| before.success()) {
+                ended = Some(status);
+            }
+        }
+        ended.expect("a site has a process")
+    }
+
+    /// As [`Site::stopped`], of one process that was not asked to stop.
+    ///
+    /// # Panics
+    /// As [`Site::stopped`].
+    pub async fn part_ended(&mut self, part: Part, limit: Duration) -> ExitStatus {
+        self.place_mut(part).take().ended(limit).await
     }
 
     /// SIGTERM, and waits for its end.
@@ -204,136 +313,63 @@ impl Site {
         self.stopped(LIMIT).await
     }
 
-    /// Whether it has not ended.
+    /// Whether none of its processes has ended.
     pub fn is_running(&mut self) -> bool {
-        self.process.as_mut().is_some_and(|process| process.status().is_none())
+        self.parts().into_iter().all(|part| self.part_is_running(part))
     }
 
-    /// Everything that it logged, in all its starts.
+    /// As [`Site::is_running`], of one process.
+    pub fn part_is_running(&mut self, part: Part) -> bool {
+        let process = self.place_mut(part).process.as_mut();
+        process.is_some_and(|process| process.status().is_none())
+    }
+
+    /// The process id of `part`.
+    ///
+    /// # Panics
+    /// It does not run.
+    #[must_use]
+    pub fn pid(&self, part: Part) -> u32 {
+        let process = self.place(part).process.as_ref();
+        process.unwrap_or_else(|| panic!("{part} runs")).pid()
+    }
+
+    /// Everything that it logged, in all its starts, one process after the other.
     #[must_use]
     pub fn log(&self) -> String {
-        process::log(self.folder.path())
+        self.places.iter().map(Place::log).collect()
     }
 
-    /// The bytes of upload `id` in `target`, once `/info` says that they were delivered.
-    ///
-    /// # Panics
-    /// They are not within the limit, or the delivery failed.
-    pub async fn delivered(&self, target: &str, id: &str) -> Vec<u8> {
-        let location = self.delivery(target, id).await;
-        fs::read(&location).unwrap_or_else(|error| panic!("{location}, where {id} is said to be: {error}"))
-    }
-
-    /// Where upload `id` is in `target`, once `/info` says that it was delivered.
-    ///
-    /// # Panics
-    /// It is not within the limit, or the delivery failed.
-    pub async fn delivery(&self, target: &str, id: &str) -> String {
-        let client = self.client.as_ref().expect("a site that was started");
-        eventually(&format!("{id} is delivered to {target}"), LIMIT, || async {
-            let info = client.info(id).await;
-            let deliveries = info["deliveries"].as_array()?;
-            let delivery = deliveries.iter().find(|delivery| delivery["name"] == target)?;
-            assert_ne!(delivery["status"], "FAILURE", "{delivery}");
-            let location = delivery["location"].as_str()?;
-            (delivery["status"] == "SUCCESS").then(|| location.to_owned())
-        })
-        .await
-    }
-
-    /// All reports so far, in order.
-    ///
-    /// # Panics
-    /// A line is no JSON: without kills none is ever torn.
+    /// As [`Site::log`], of one process.
     #[must_use]
-    pub fn reports(&self) -> Vec<Value> {
-        self.report_lines().iter().map(|line| reports::parse(line)).collect()
+    pub fn log_of(&self, part: Part) -> String {
+        self.place(part).log()
     }
 
-    /// The reports of upload `id` once there are `count`.
-    ///
-    /// # Panics
-    /// There are more, or not as many within the limit.
-    pub async fn reports_of(&self, id: &str, count: usize) -> Vec<Value> {
-        let reports = eventually(&format!("{count} reports of {id}"), LIMIT, || async {
-            let mut reports = self.reports();
-            reports.retain(|report| report["upload_id"] == id);
-            (reports.len() >= count).then_some(reports)
-        })
-        .await;
-        assert_eq!(reports.len(), count, "{reports:#?}");
-        reports
+    fn place(&self, part: Part) -> &Place {
+        let mut places = self.places.iter();
+        places
+            .find(|place| place.part == part)
+            .unwrap_or_else(|| panic!("the site has no {part}"))
     }
 
-    /// The lines of `reports.jsonl` as they are.
-    ///
-    /// # Panics
-    /// The file cannot be read.
-    #[must_use]
-    pub fn report_lines(&self) -> Vec<String> {
-        let path = self.data().join("reports.jsonl");
-        match fs::read(&path) {
-            // A line that is being written has no end yet.
-            Ok(bytes) => String::from_utf8_lossy(&bytes)
-                .split_inclusive('\n')
-                .filter_map(|line| line.strip_suffix('\n'))
-                .map(str::to_owned)
-                .collect(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => panic!("read {}: {error}", path.display()),
-        }
-    }
-
-    /// All files in the container `raw`, `dex` or `edav` that bear a final name.
-    #[must_use]
-    pub fn files(&self, container: &str) -> Vec<PathBuf> {
-        let mut found = files_below(&self.data().join(container));
-        let own = self.data().join(container).join(".ferry");
-        found.retain(|path| !path.starts_with(&own));
-        found
-    }
-
-    /// All files with unfinished data in the container.
-    #[must_use]
-    pub fn staged(&self, container: &str) -> Vec<PathBuf> {
-        files_below(&self.data().join(container).join(".ferry/staged"))
+    fn place_mut(&mut self, part: Part) -> &mut Place {
+        let mut places = self.places.iter_mut();
+        places
+            .find(|place| place.part == part)
+            .unwrap_or_else(|| panic!("the site has no {part}"))
     }
 }
 
 impl Drop for Site {
     fn drop(&mut self) {
-        if let Some(process) = self.process.take() {
-            process.kill();
-        }
-        if std::thread::panicking() {
-            process::print_log(self.folder.path());
-        }
-    }
-}
-
-/// All files below `folder`, which may not be there.
-///
-/// # Panics
-/// A folder cannot be read.
-#[must_use]
-pub fn files_below(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let entries = match fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => panic!("list {}: {error}", folder.display()),
-        };
-        for entry in entries {
-            let entry = entry.unwrap_or_else(|error| panic!("list {}: {error}", folder.display()));
-            match entry.file_type() {
-                Ok(kind) if kind.is_dir() => folders.push(entry.path()),
-                Ok(_) => found.push(entry.path()),
-                Err(error) => panic!("look at {}: {error}", entry.path().display()),
+        for place in &mut self.places {
+            if let Some(process) = place.process.take() {
+                process.kill();
             }
         }
+        if std::thread::panicking() {
+            self.places.iter().for_each(Place::print_log);
+        }
     }
-    found.sort();
-    found
 }

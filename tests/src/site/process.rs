@@ -123,27 +123,31 @@ pub struct Process {
 }
 
 impl Process {
-    /// The first line on its standard output.
+    /// The first line on its standard output that begins with `prefix`, without that.
     ///
     /// # Panics
     /// It ended without one, or needed more than `limit`; its log is printed.
-    pub async fn first_line(&mut self, limit: Duration) -> String {
-        let line = eventually("the first line of output", limit, || {
+    pub async fn line(&mut self, prefix: &str, limit: Duration) -> String {
+        let line = eventually(&format!("a line of output with {prefix:?}"), limit, || {
             // The status first: what was printed before the end is there after it.
             let status = self.status();
             let text = fs::read_to_string(&self.stdout).unwrap_or_default();
-            async move {
-                match text.split_once('\n') {
-                    Some((line, _)) => Some(Ok(line.to_owned())),
-                    None => status.map(Err),
-                }
-            }
+            let whole = text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+            let found = whole.into_iter().find_map(|line| line.strip_prefix(prefix));
+            let found = found.map(str::to_owned);
+            async move { found.map(Ok).or(status.map(Err)) }
         })
         .await;
         line.unwrap_or_else(|status| {
-            print_log(&self.folder);
+            print_log("the program", &self.folder);
             panic!("ended before it was ready: {status}")
         })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// How it ended; `None` while it runs.
@@ -219,12 +223,12 @@ pub(super) fn log(folder: &Path) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Prints the end of the log for the one who looks into a failed test.
-pub(super) fn print_log(folder: &Path) {
+/// Prints the end of the log of `what` for the one who looks into a failed test.
+pub(super) fn print_log(what: &str, folder: &Path) {
     let log = log(folder);
     let lines: Vec<&str> = log.lines().collect();
     let from = lines.len().saturating_sub(PRINTED_LINES);
-    eprintln!("--- the last of {} lines that the site logged ---", lines.len());
+    eprintln!("--- the last of {} lines that {what} logged ---", lines.len());
     for line in &lines[from..] {
         eprintln!("{line}");
     }

@@ -103,6 +103,8 @@ impl Intake {
 
     async fn take(&self, most: usize) -> Result<Vec<Row>, DatabaseError> {
         let queue = self.queue;
+        // Reports must not overtake each other (core.md §7): they are one process's at a time.
+        let in_order = queue == Queue::Report;
         // Most looks find nothing: they do not go through the writer.
         let now = Timestamp::now().as_millisecond();
         let waiting = self.database.read(move |connection| {
@@ -125,10 +127,13 @@ impl Intake {
                     .execute([now])?;
                 let mut statement = connection.prepare_cached(
                     "UPDATE bus SET state = 2, owner = ?1 WHERE tag IN (
-                         SELECT tag FROM bus WHERE queue = ?2 AND state = 0 ORDER BY tag LIMIT ?3)
+                         SELECT tag FROM bus WHERE queue = ?2 AND state = 0
+                             AND NOT (?4 AND EXISTS (SELECT 1 FROM bus
+                                                     WHERE queue = ?2 AND state = 2 AND owner <> ?1))
+                         ORDER BY tag LIMIT ?3)
                      RETURNING tag, redelivered, body",
                 )?;
-                let rows = statement.query_map(params![owner.as_str(), queue.as_str(), most], |row| {
+                let rows = statement.query_map(params![owner.as_str(), queue.as_str(), most, in_order], |row| {
                     Ok(Row {
                         tag: row.get(0)?,
                         redelivered: row.get(1)?,
