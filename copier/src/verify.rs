@@ -74,6 +74,9 @@ impl Copy {
         if !existing.is_some_and(|stat| self.is_ours(stat)) {
             return Ok(false);
         }
+        // Nor may whoever made it visible have lived to make it durable.
+        let persist = self.store.persist(&self.lease.seen.to.object);
+        within(PART_LIMIT, "make durable", persist, Failure::of_target).await?;
         Ok(self.store.limits().read_back != ReadBack::AfterCommit
             || self.read_back(Place::Final).await? == self.lease.upload.crc)
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::boot::BootId;
 use crate::bus::{Bus, EmbeddedBus};
 use crate::claims::Claims;
 use crate::config::{BusUrl, Common, Durability, RecordsUrl};
@@ -35,6 +36,8 @@ pub struct Foundation {
     pub outbox: Outbox,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// The start of the machine that all of this happens in.
+    pub boot: BootId,
 }
 
 /// Something that the process stands on cannot be opened.
@@ -77,6 +80,7 @@ impl Foundation {
             bus,
             raw,
             metrics,
+            boot: BootId::present(),
         })
     }
 

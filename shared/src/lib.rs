@@ -11,6 +11,7 @@
 //! [`store`]. No type of an SDK or a driver leaves the file that uses it.
 
 pub mod admin;
+pub mod boot;
 pub mod build;
 pub mod bus;
 pub mod checksum;
@@ -19,6 +20,7 @@ pub mod config;
 pub mod database;
 pub mod failpoint;
 pub mod failure;
+mod folders;
 pub mod foundation;
 pub mod health;
 pub mod manifest;

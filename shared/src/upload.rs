@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::boot::BootId;
 use crate::checksum::Crc64;
 use crate::manifest::Manifest;
 use crate::message::Message;
@@ -91,6 +92,9 @@ pub struct UploadRecord {
     pub verified_offset: Option<u64>,
     /// Checksum of the first bytes, so that a restart reads only what came after them.
     pub checkpoint: Crc64,
+    /// What of the staged bytes is known to be on the disk.
+    #[serde(default)]
+    pub on_disk: OnDisk,
     /// Who finishes it now.
     pub claim: Option<Claim>,
     /// Set when it is committed.
@@ -101,6 +105,29 @@ pub struct UploadRecord {
     pub reconciled: u32,
     /// Messages that follow from this state and are not known to be on the bus.
     pub outbox: Vec<Message>,
+}
+
+/// What of an upload's staged bytes is known to be on the disk, for whoever finds them after a crash.
+/// Spec: core.md §3; faults.md 12, 14, 16.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnDisk {
+    /// Bytes from the start that were synced.
+    pub synced: u64,
+    /// In which start of the machine the bytes behind them came: they are there for as long as that lasts. `None`: a
+    /// sync of them failed, so that they may be gone although nothing says so.
+    pub written_in: Option<BootId>,
+    /// What is wrong with them.
+    pub trouble: Option<Trouble>,
+}
+
+/// What is wrong with stored bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trouble {
+    /// They could not be read when they were needed; that is tried again.
+    Unreadable,
+    /// Some are missing, or are not those received: nothing more is done with the upload.
+    Lost,
 }
 
 /// States of an upload. Spec: core.md §2.
@@ -179,6 +206,12 @@ impl UploadRecord {
                 | UploadState::Quarantined => true,
                 UploadState::Published | UploadState::Terminated | UploadState::Expired => false,
             }
+    }
+
+    /// Staged bytes that are known to be there whatever happened to the machine, unless the disk lost them.
+    #[must_use]
+    pub fn promised(&self) -> u64 {
+        self.checkpoint.covered().max(self.on_disk.synced)
     }
 
     /// Takes the messages `ids` out of the outbox, because the bus has them. A committed upload whose work message

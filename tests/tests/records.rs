@@ -9,7 +9,7 @@ use shared::manifest::Manifest;
 use shared::message::Queue;
 use shared::records::Verdict;
 use shared::store::{BlobName, Staged, StagedId};
-use shared::upload::{ResolvedTarget, UploadId, UploadRecord, UploadState};
+use shared::upload::{OnDisk, ResolvedTarget, UploadId, UploadRecord, UploadState};
 use tests::contract::sqlite::{self, SqliteSite};
 use tests::wait::within;
 
@@ -90,6 +90,7 @@ fn receiving() -> UploadRecord {
         },
         verified_offset: None,
         checkpoint: Crc64::default(),
+        on_disk: OnDisk::default(),
         claim: None,
         completed: None,
         targets: Vec::new(),

@@ -19,7 +19,9 @@ use shared::message::{CopyUpload, Message, Source, Work};
 use shared::report::{Report, Sink, SinkError};
 use shared::routes::Target;
 use shared::store::{BlobErrorKind, BlobMeta, BlobStat, BlobStore, Condition, Staged, StagedId};
-use shared::upload::{Completed, DeliveryRecord, DeliveryState, ResolvedTarget, UploadId, UploadRecord, UploadState};
+use shared::upload::{
+    Completed, DeliveryRecord, DeliveryState, OnDisk, ResolvedTarget, UploadId, UploadRecord, UploadState,
+};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
@@ -171,6 +173,7 @@ impl Site {
             },
             verified_offset: None,
             checkpoint: crc64nvme,
+            on_disk: OnDisk::default(),
             claim: None,
             completed: Some(Completed { crc64nvme, at: now }),
             reconciled: 0,

@@ -6,9 +6,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 use shared::manifest::Manifest;
 use shared::records::RecordError;
-use shared::report::Issue;
+use shared::report::{Issue, Level};
 use shared::telemetry::Chain;
-use shared::upload::{DeliveryRecord, DeliveryState, UploadId, UploadRecord};
+use shared::upload::{DeliveryRecord, DeliveryState, Trouble, UploadId, UploadRecord};
 
 use crate::tus::Tus;
 use crate::uploads::{UploadError, Uploads};
@@ -54,6 +54,9 @@ struct Info {
     deliveries: Option<Vec<Delivery>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     checksum: Option<String>,
+    /// What is wrong with the stored bytes of an upload that is not complete (faults.md 12, 14).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    issues: Option<[Issue; 1]>,
 }
 
 #[derive(Debug, Serialize)]
@@ -103,6 +106,7 @@ impl Info {
             },
             deliveries: (!deliveries.is_empty()).then(|| deliveries.into_iter().map(Delivery::of).collect()),
             checksum: checksum(&record),
+            issues: issues(&record),
             manifest: record.manifest,
         })
     }
@@ -113,6 +117,17 @@ fn checksum(record: &UploadRecord) -> Option<String> {
         .completed
         .as_ref()
         .map(|completed| format!("crc64nvme:{}", completed.crc64nvme.to_base64()))
+}
+
+fn issues(record: &UploadRecord) -> Option<[Issue; 1]> {
+    let message = match record.on_disk.trouble.filter(|_| record.completed.is_none())? {
+        Trouble::Unreadable => "stored bytes cannot be read; tried again",
+        Trouble::Lost => "stored bytes are missing or not those received; start again",
+    };
+    Some([Issue {
+        level: Level::Error,
+        message: message.to_owned(),
+    }])
 }
 
 impl Delivery {

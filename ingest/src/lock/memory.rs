@@ -73,30 +73,26 @@ impl Live {
     /// Becomes the upload's writer. The one before is told to stop, and its write in progress is waited for.
     /// Answers also whether there was one.
     pub(crate) async fn enter(self: &Arc<Self>, id: UploadId, wait: Duration) -> Result<(Writing, bool), Busy> {
+        let place = self.place(id);
+        if let Ok(guard) = place.slot.writer.clone().try_lock_owned() {
+            return Ok((Writing::new(place, guard), false));
+        }
+        lock(&place.slot.stop).cancel();
+        Ok((Writing::after(place, wait).await?, true))
+    }
+
+    /// Becomes the upload's writer when the one before has ended by itself.
+    pub(crate) async fn wait_for_turn(self: &Arc<Self>, id: UploadId, wait: Duration) -> Result<Writing, Busy> {
+        Writing::after(self.place(id), wait).await
+    }
+
+    fn place(self: &Arc<Self>, id: UploadId) -> Arc<Place> {
         let slot = lock(&self.slots).entry(id).or_default().clone();
-        let place = Arc::new(Place {
+        Arc::new(Place {
             live: self.clone(),
             id,
             slot,
-        });
-        let (guard, took_over) = match place.slot.writer.clone().try_lock_owned() {
-            Ok(guard) => (guard, false),
-            Err(_) => {
-                lock(&place.slot.stop).cancel();
-                let guard = tokio::time::timeout(wait, place.slot.writer.clone().lock_owned());
-                (guard.await.map_err(|_| Busy)?, true)
-            }
-        };
-        let stop = CancellationToken::new();
-        *lock(&place.slot.stop) = stop.clone();
-        Ok((
-            Writing {
-                place,
-                stop,
-                _guard: guard,
-            },
-            took_over,
-        ))
+        })
     }
 }
 
@@ -110,6 +106,22 @@ pub(crate) struct Writing {
 }
 
 impl Writing {
+    async fn after(place: Arc<Place>, wait: Duration) -> Result<Self, Busy> {
+        let guard = tokio::time::timeout(wait, place.slot.writer.clone().lock_owned());
+        let guard = guard.await.map_err(|_| Busy)?;
+        Ok(Self::new(place, guard))
+    }
+
+    fn new(place: Arc<Place>, guard: OwnedMutexGuard<()>) -> Self {
+        let stop = CancellationToken::new();
+        *lock(&place.slot.stop) = stop.clone();
+        Self {
+            _guard: guard,
+            stop,
+            place,
+        }
+    }
+
     /// Cancelled when somebody takes over.
     pub(crate) fn stop(&self) -> &CancellationToken {
         &self.stop

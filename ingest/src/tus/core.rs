@@ -33,9 +33,6 @@ pub(super) fn options(config: &IngestConfig) -> HttpResponse {
 pub(super) async fn head(id: UploadId, uploads: &Arc<Uploads>) -> Result<HttpResponse, TusError> {
     let record = uploads.open(id).await?;
     let offset = uploads.offset(&record).await?;
-    if Some(offset) == record.length {
-        uploads.ensure_finishing(&record).await?; // before it is told: the sender may never come back
-    }
     let mut answer = HttpResponse::Ok();
     describe(&mut answer, &record);
     answer
@@ -97,8 +94,13 @@ async fn repeat_last(
     record: &UploadRecord,
     uploads: &Arc<Uploads>,
 ) -> Result<HttpResponse, TusError> {
-    let present = uploads.offset(record).await?;
-    if headers.offset != present {
+    match uploads.finish_whatever_happens(record.id, None).await {
+        Err(UploadError::Unfinished(_)) => {} // a loss of power took some of it
+        finished => finished?,
+    }
+    let record = uploads.open(record.id).await?;
+    let present = uploads.offset(&record).await?;
+    if headers.offset != present || record.length != Some(present) {
         return Err(UploadError::OffsetMismatch { present }.into());
     }
     match headers.length {
@@ -110,12 +112,11 @@ async fn repeat_last(
     if headers.body != BodyLength::Known(0) {
         return Err(UploadError::TooLong { offset: present }.into());
     }
-    uploads.finish_whatever_happens(record.id, None).await?;
     Ok(appended(Ended::Complete { offset: present }))
 }
 
 /// A body that says that it is too long is refused before a byte is read, and changes nothing.
-async fn check_room(headers: &AppendHeaders, record: &UploadRecord, uploads: &Uploads) -> Result<(), TusError> {
+async fn check_room(headers: &AppendHeaders, record: &UploadRecord, uploads: &Arc<Uploads>) -> Result<(), TusError> {
     let BodyLength::Known(len) = headers.body else {
         return Ok(());
     };

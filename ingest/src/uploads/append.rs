@@ -11,7 +11,7 @@ use shared::config::Durability;
 use shared::failpoint::{self, Step};
 use shared::records::Verdict;
 use shared::store::{BlobErrorKind, WriterGuard};
-use shared::upload::{UploadRecord, UploadState};
+use shared::upload::{UploadId, UploadRecord, UploadState};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -74,6 +74,7 @@ impl Uploads {
     /// # Errors
     /// `OffsetMismatch` without disturbing anybody; `Locked`; `Gone` if it was deleted meanwhile.
     pub(crate) async fn append(self: &Arc<Self>, record: UploadRecord, offset: u64) -> Result<Append, UploadError> {
+        let record = self.relied_on(record).await?;
         if !self.live.was_told(record.id, offset) {
             let present = self.offset(&record).await?;
             if present != offset {
@@ -96,12 +97,13 @@ impl Uploads {
                 present: self.offset(&record).await?,
             });
         }
+        if !self.relies_on(&record) {
+            return Err(UploadError::Locked); // the writer before could not sync; it is looked at without a body
+        }
         let exclusive = match self.raw.exclusive(&record.staged).await {
             Err(error) if error.kind == BlobErrorKind::Locked => return Err(UploadError::Locked),
             Err(error) if error.kind == BlobErrorKind::StagingLost => {
-                return Err(UploadError::OffsetMismatch {
-                    present: self.stored(&record).await?,
-                });
+                return Err(self.mismatch(&record, self.stored(&record).await?).await);
             }
             exclusive => exclusive?,
         };
@@ -113,7 +115,7 @@ impl Uploads {
             _ => Progress::resume(Crc64::default(), offset),
         };
         if !writing.start(offset, stored, resume) {
-            return Err(UploadError::OffsetMismatch { present: stored });
+            return Err(self.mismatch(&record, stored).await);
         }
         let record = if offset < stored {
             self.rewind(record, offset).await?
@@ -137,20 +139,48 @@ impl Uploads {
         })
     }
 
+    /// The refusal of bytes that would not follow the `present` ones. It tells an offset like any answer.
+    async fn mismatch(self: &Arc<Self>, record: &UploadRecord, present: u64) -> UploadError {
+        if Some(present) == record.length
+            && let Err(error) = self.before_told_whole(record).await
+        {
+            return error;
+        }
+        UploadError::OffsetMismatch { present }
+    }
+
     /// Drops the bytes from `offset` on, of which nobody was told: their sender goes on before them.
     async fn rewind(&self, record: UploadRecord, offset: u64) -> Result<UploadRecord, UploadError> {
         tracing::info!(upload_id = %record.id, offset, "going on where the sender was told");
         // Asked of the record itself: a checkpoint may have been written since it was read.
         let edit = move |record: &mut UploadRecord| {
-            if record.checkpoint.covered() <= offset {
+            if record.promised() <= offset {
                 return Verdict::Leave;
             }
             record.checkpoint = Crc64::default();
+            record.on_disk.synced = record.on_disk.synced.min(offset);
             Verdict::Write
         };
         let record = self.records.edit_upload(record.id, Box::new(edit)).await?.record;
         self.raw.truncate(&record.staged, offset).await?;
         Ok(record)
+    }
+
+    /// Records that the first `offset` bytes were synced, before anybody is told of them; `checkpoint` is the newest
+    /// known checksum.
+    pub(super) async fn note_synced(&self, id: UploadId, offset: u64, checkpoint: Crc64) -> Result<(), UploadError> {
+        let edit = move |record: &mut UploadRecord| {
+            if record.state != UploadState::Receiving || record.on_disk.synced >= offset {
+                return Verdict::Leave;
+            }
+            record.on_disk.synced = offset;
+            if checkpoint.covered() > record.checkpoint.covered() {
+                record.checkpoint = checkpoint;
+            }
+            Verdict::WriteDurably
+        };
+        self.records.edit_upload(id, Box::new(edit)).await?;
+        Ok(())
     }
 
     /// Reads the checksum of bytes that an earlier process took, off the request's way.
@@ -288,13 +318,25 @@ impl Append {
         Ok(())
     }
 
-    /// Makes what is written durable if every answer must be, and tells senders of it.
+    /// Makes what is written durable if every answer must be, and tells senders of it. That an upload is whole is told
+    /// only when it is finished, unless nothing need be durable.
     ///
     /// # Errors
     /// `Store`: it must not be told.
     pub(crate) async fn acknowledge(&mut self) -> Result<(), UploadError> {
-        if self.uploads.config.durability == Durability::Patch && self.written() != self.acknowledged() {
-            self.uploads.sync(&self.record).await?;
+        let (durability, written) = (self.uploads.config.durability, self.written());
+        if durability != Durability::None && self.record.length == Some(written) {
+            return Ok(());
+        }
+        if durability == Durability::Patch && written != self.acknowledged() {
+            let checkpoint = self
+                .turn
+                .progress()
+                .as_ref()
+                .map(Progress::checkpoint)
+                .unwrap_or_default();
+            self.uploads.sync(&self.record, Some(checkpoint)).await?;
+            self.uploads.note_synced(self.record.id, written, checkpoint).await?;
         }
         if let Some(progress) = self.turn.progress().as_mut() {
             progress.acknowledge();
@@ -333,8 +375,10 @@ impl Append {
         let crc = self.turn.progress().as_ref().and_then(Progress::total);
         let (uploads, id) = (self.uploads.clone(), self.record.id);
         failpoint::reached(Step::LastByteStored).await?;
-        // The place is given up first: from `committing` on nobody writes, and the finishing has its own claim.
+        // The writer's turn ends first: from `committing` on nobody writes, and the finishing has its own claim. What
+        // was told so far is told on meanwhile.
         uploads.begin_finishing(id).await?;
+        let _place = self.turn.writing.place().clone();
         drop(self);
         uploads.finish_whatever_happens(id, crc).await?;
         Ok(Ended::Complete { offset })
@@ -366,6 +410,12 @@ impl Append {
             self.record.staged.clone(),
             self.offset,
         );
+        let whole = self.record.length == Some(offset + bytes.len() as u64);
+        let tells = match self.uploads.config.durability {
+            Durability::None => true,
+            Durability::Finish => !whole,
+            Durability::Patch => false,
+        };
         let write = async move {
             let crc = Crc64::of(&bytes);
             if let Err(error) = uploads.raw.write_part(&staged, offset, bytes.clone()).await {
@@ -384,7 +434,7 @@ impl Append {
             uploads.metrics.bytes_received.inc_by(crc.covered());
             if let Some(progress) = turn.progress().as_mut() {
                 progress.wrote(crc);
-                if uploads.config.durability != Durability::Patch {
+                if tells {
                     progress.acknowledge();
                 }
             }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use shared::checksum::Crc64;
+use shared::config::Durability;
 use shared::failpoint::{self, Step};
 use shared::manifest::{self, Manifest};
 use shared::upload::{UploadId, UploadRecord, UploadState};
@@ -51,6 +52,7 @@ impl Uploads {
             staged: staged.clone(),
             verified_offset: None,
             checkpoint: Crc64::default(),
+            on_disk: self.fresh(),
             claim: None,
             completed: None,
             targets: Vec::new(),
@@ -59,7 +61,15 @@ impl Uploads {
         };
         self.announce_creation(&mut record, transforms);
         record.seq = 1;
-        match self.records.create(record).await {
+        let created = match self.config.durability {
+            // The record is durable; so must be what it names.
+            Durability::Patch => match self.raw.sync(&staged).await {
+                Ok(()) => self.records.create(record).await.map_err(UploadError::from),
+                Err(error) => Err(error.into()),
+            },
+            Durability::None | Durability::Finish => self.records.create(record).await.map_err(UploadError::from),
+        };
+        match created {
             Ok(record) => {
                 self.metrics.uploads_created.inc();
                 tracing::info!(upload_id = %id, length = record.length, "created");
@@ -67,10 +77,10 @@ impl Uploads {
                 Ok(record)
             }
             Err(error) => {
-                if let Err(error) = self.raw.abort(&staged).await {
-                    tracing::warn!(upload_id = %id, %error, "an unused staging is left");
+                if let Err(left) = self.raw.abort(&staged).await {
+                    tracing::warn!(upload_id = %id, error = %left, "an unused staging is left");
                 }
-                Err(error.into())
+                Err(error)
             }
         }
     }

@@ -9,7 +9,7 @@ use shared::claims::{ClaimKey, Hold};
 use shared::config::Durability;
 use shared::failpoint::{self, Step};
 use shared::records::{Edited, RecordError, Verdict};
-use shared::store::{BlobErrorKind, BlobMeta, Commit, Condition, Identity};
+use shared::store::{BlobErrorKind, BlobMeta, BlobOp, Commit, Condition, Identity};
 use shared::telemetry::Chain;
 use shared::upload::{Completed, UploadId, UploadRecord, UploadState};
 use tokio::time::{Instant, sleep};
@@ -85,6 +85,15 @@ impl Uploads {
                 UploadState::Receiving | UploadState::Committing => {}
                 _ => return Ok(()),
             }
+            let record = if self.relies_on(&record) {
+                record
+            } else {
+                let record = self.relied_on(record).await?;
+                if record.completed.is_none() && Some(self.stored(&record).await?) != record.length {
+                    return Err(UploadError::Unfinished(id)); // nobody was told that it was whole
+                }
+                record
+            };
             if let Some(hold) = self.claims.take(ClaimKey::Upload(id), record.claim.as_ref()).await {
                 let hold = Arc::new(hold);
                 if let Some(record) = self.claim(&hold, id).await? {
@@ -133,6 +142,7 @@ impl Uploads {
         let crc = match crc {
             Ok(crc) => crc,
             Err(error) => {
+                self.note_trouble(&record, &error).await;
                 self.give_claim_back(&hold, record.id).await;
                 return Err(error);
             }
@@ -203,12 +213,7 @@ impl Uploads {
         };
         match self.raw.commit(&record.staged, commit).await {
             Err(error) if error.kind == BlobErrorKind::StagingLost => self.look_at(record, identity).await,
-            Err(error) => {
-                if error.kind == BlobErrorKind::SyncFailed {
-                    self.metrics.fsync_errors.inc();
-                }
-                Err(error.into())
-            }
+            Err(error) => Err(self.note_failure(record.id, error, Some(crc)).await),
             Ok(attested) if attested.crc64.is_some_and(|attested| attested != crc.value()) => {
                 Err(UploadError::Corrupt(record.id))
             }
@@ -218,16 +223,43 @@ impl Uploads {
 
     /// An earlier commit may have succeeded without an answer: the object itself says so.
     async fn look_at(&self, record: &UploadRecord, expected: Identity) -> Result<Crc64, UploadError> {
-        let stat = self.raw.stat(&record.id.blob_name()).await?;
-        let size = expected.crc64nvme.covered();
+        let (name, size) = (record.id.blob_name(), expected.crc64nvme.covered());
+        let damaged = |stored| UploadError::Damaged {
+            id: record.id,
+            stored,
+            recorded: size,
+        };
+        let stat = match self.raw.stat(&name).await {
+            Err(error) if error.kind == BlobErrorKind::NotFound => return Err(damaged(0)),
+            stat => stat?,
+        };
         match stat.identity {
-            _ if stat.size != size => Err(UploadError::Damaged {
-                id: record.id,
-                stored: stat.size,
-                recorded: size,
-            }),
+            _ if stat.size != size => Err(damaged(stat.size)),
             Some(identity) if identity != expected => Err(UploadError::Corrupt(record.id)),
-            _ => Ok(expected.crc64nvme),
+            _ => {
+                // Who gave it its name may have died before that was durable.
+                self.raw.persist(&name).await?;
+                Ok(expected.crc64nvme)
+            }
+        }
+    }
+
+    /// Remembers what cannot be put right by trying again, or has to be seen on `/info`.
+    pub(super) async fn note_trouble(&self, record: &UploadRecord, error: &UploadError) {
+        let lost = match error {
+            UploadError::Damaged { .. } | UploadError::Corrupt(_) => true,
+            UploadError::Store(error) => error.kind == BlobErrorKind::Mismatch,
+            _ => false,
+        };
+        if lost {
+            if let Err(error) = self.note_lost(record).await {
+                tracing::error!(upload_id = %record.id, error = %Chain(&error), "that it is lost was not recorded");
+            }
+        } else if let UploadError::Store(store) = error
+            && matches!(store.kind, BlobErrorKind::Io | BlobErrorKind::ShortRead)
+            && matches!(store.operation, BlobOp::Read | BlobOp::ReadStaged)
+        {
+            self.note_unreadable(record, error).await;
         }
     }
 
@@ -255,9 +287,11 @@ impl Uploads {
         } else {
             Verdict::WriteDurably
         };
-        let hold = hold.clone();
+        let (hold, boot) = (hold.clone(), self.boot.clone());
         let edit = move |record: &mut UploadRecord| {
-            if record.state != UploadState::Committing || !hold.is_ours(record.claim.as_ref()) {
+            // A sync that failed for somebody else meanwhile would not have failed for this commit again.
+            let relied_on = record.on_disk.written_in.as_ref() == Some(&boot);
+            if record.state != UploadState::Committing || !hold.is_ours(record.claim.as_ref()) || !relied_on {
                 return Verdict::Leave;
             }
             record.state = UploadState::Committed;

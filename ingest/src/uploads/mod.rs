@@ -12,6 +12,7 @@ mod create;
 mod download;
 mod error;
 mod finish;
+mod on_disk;
 mod progress;
 mod sweep;
 mod terminate;
@@ -20,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use shared::boot::BootId;
 use shared::checksum::Crc64;
 use shared::claims::Claims;
 use shared::config::{Durability, IngestConfig};
@@ -30,7 +32,7 @@ use shared::records::{RecordError, Records};
 use shared::routes::Routes;
 use shared::store::{BlobErrorKind, BlobStore, Space};
 use shared::telemetry::Metrics;
-use shared::upload::{UploadId, UploadRecord, UploadState};
+use shared::upload::{UploadId, UploadRecord};
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
@@ -59,6 +61,7 @@ pub(crate) struct Uploads {
     claims: Arc<Claims>,
     routes: Routes,
     source: Source,
+    boot: BootId,
     /// Work that must outlive the request that began it runs here.
     runtime: Handle,
     tasks: TaskTracker,
@@ -87,6 +90,7 @@ impl Uploads {
             claims: foundation.claims.clone(),
             routes: foundation.routes.clone(),
             source: Source::new("ingest"),
+            boot: foundation.boot.clone(),
             runtime,
             tasks: TaskTracker::new(),
             space: Mutex::default(),
@@ -113,14 +117,25 @@ impl Uploads {
     ///
     /// # Errors
     /// `Damaged` if the store has less than the record says was there.
-    pub(crate) async fn offset(&self, record: &UploadRecord) -> Result<u64, UploadError> {
+    pub(crate) async fn offset(self: &Arc<Self>, record: &UploadRecord) -> Result<u64, UploadError> {
         if let Some(completed) = &record.completed {
+            if self.config.durability != Durability::None {
+                self.records.settled().await?; // whoever recorded it may not have synced it yet
+            }
             return Ok(completed.crc64nvme.covered());
         }
-        match self.live.tell(record.id) {
-            Some(offset) => Ok(offset),
-            None => self.stored(record).await,
+        let (record, offset) = match self.live.tell(record.id) {
+            Some(offset) => (record.clone(), offset),
+            None => {
+                let record = self.relied_on(record.clone()).await?;
+                let offset = self.stored(&record).await?;
+                (record, offset)
+            }
+        };
+        if Some(offset) == record.length {
+            self.before_told_whole(&record).await?;
         }
+        Ok(offset)
     }
 
     /// How many bytes there are, and when the last of them came. No promise to a sender.
@@ -131,7 +146,13 @@ impl Uploads {
         let offset = match (&record.completed, self.live.acknowledged(record.id)) {
             (Some(completed), _) => completed.crc64nvme.covered(),
             (None, Some(offset)) => offset,
-            (None, None) => self.stored(record).await?,
+            (None, None) if self.relies_on(record) && record.on_disk.trouble.is_none() => self.stored(record).await?,
+            // Not looked at now: that may take long, and change it.
+            (None, None) => match self.raw.parts(&record.staged).await {
+                Ok(parts) => parts.contiguous.min(record.promised()),
+                Err(error) if error.kind == BlobErrorKind::StagingLost => 0,
+                Err(error) => return Err(error.into()),
+            },
         };
         let at = match &record.completed {
             Some(completed) => completed.at,
@@ -144,33 +165,21 @@ impl Uploads {
         Ok((offset, at))
     }
 
-    /// An upload at this offset has all its bytes, whatever its state says: senders take a HEAD that says so as
-    /// success and send nothing more. So the finishing is recorded before it is told. Spec: core.md §4.
-    ///
-    /// # Errors
-    /// It could not be recorded.
-    pub(crate) async fn ensure_finishing(self: &Arc<Self>, record: &UploadRecord) -> Result<(), UploadError> {
-        if record.state == UploadState::Receiving && !self.live.has_writer(record.id) {
-            self.begin_finishing(record.id).await?;
-            self.spawn_finish(record.id);
-        }
-        Ok(())
-    }
-
     /// Waits until the work that requests began is done.
     pub(crate) async fn settle(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
 
-    /// The unbroken bytes in the store, when nobody in this process is writing.
+    /// The unbroken bytes in the store, which can be relied on, when nobody in this process is writing.
     async fn stored(&self, record: &UploadRecord) -> Result<u64, UploadError> {
         let parts = match self.raw.parts(&record.staged).await {
             Err(error) if error.kind == BlobErrorKind::StagingLost => return self.already_whole(record).await,
             parts => parts?,
         };
-        if self.config.durability == Durability::Patch {
-            self.sync(record).await?; // what is found is synced before its length is told
+        if self.config.durability == Durability::Patch && parts.contiguous > record.on_disk.synced {
+            self.sync(record, None).await?; // what is found is synced before its length is told
+            self.note_synced(record.id, parts.contiguous, Crc64::default()).await?;
         }
         if parts.contiguous < record.checkpoint.covered() {
             return Err(UploadError::Damaged {
@@ -197,17 +206,6 @@ impl Uploads {
             Err(error) if error.kind == BlobErrorKind::NotFound => Err(damaged(0)),
             Err(error) => Err(error.into()),
         }
-    }
-
-    async fn sync(&self, record: &UploadRecord) -> Result<(), UploadError> {
-        let synced = self.raw.sync(&record.staged).await;
-        if synced
-            .as_ref()
-            .is_err_and(|error| error.kind == BlobErrorKind::SyncFailed)
-        {
-            self.metrics.fsync_errors.inc();
-        }
-        Ok(synced?)
     }
 
     /// Refuses when writing `bytes` more would use up the reserve that records need. Spec: core.md §3, "Space".

@@ -8,8 +8,9 @@ use jiff::{SignedDuration, Timestamp};
 use shared::bus::Bus;
 use shared::message::Queue;
 use shared::outbox::Reconciler;
+use shared::store::BlobErrorKind;
 use shared::telemetry::Chain;
-use shared::upload::{UploadId, UploadState};
+use shared::upload::{Trouble, UploadId, UploadRecord, UploadState};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -106,17 +107,28 @@ impl Uploads {
     ) -> Result<(), UploadError> {
         let record = self.records.upload(id).await?;
         match record.state {
+            // Nothing more is done with one whose bytes are lost, until its sender deletes it.
+            UploadState::Receiving if record.on_disk.trouble == Some(Trouble::Lost) => {}
             UploadState::Receiving if !self.live.has_writer(id) => {
-                let stored = self.stored(&record).await?;
-                if Some(stored) == record.length {
+                let may_be_whole = match self.may_be_whole(&record).await {
+                    Err(UploadError::Damaged { .. }) => return self.note_lost(&record).await,
+                    may_be_whole => may_be_whole?,
+                };
+                if may_be_whole {
                     tracing::info!(upload_id = %id, "all bytes are there: finishing");
-                    self.finish(id, None).await?;
+                    match self.finish(id, None).await {
+                        Err(UploadError::Unfinished(_)) => {} // its sender goes on
+                        finished => finished?,
+                    }
                 }
                 if first {
                     self.metrics.uploads_recovered.inc();
                 }
             }
-            UploadState::Committing => self.finish(id, None).await?,
+            UploadState::Committing => match self.finish(id, None).await {
+                Err(UploadError::Unfinished(_)) => {}
+                finished => finished?,
+            },
             UploadState::Terminating => self.remove_terminated(id).await?,
             _ => {}
         }
@@ -143,6 +155,19 @@ impl Uploads {
             }
         }
         Ok(())
+    }
+
+    /// Whether an upload that nobody writes has all its bytes, as far as can be told without reading them: after a loss
+    /// of power those of many uploads would have to be.
+    async fn may_be_whole(&self, record: &UploadRecord) -> Result<bool, UploadError> {
+        if self.relies_on(record) {
+            return Ok(Some(self.stored(record).await?) == record.length);
+        }
+        match self.raw.parts(&record.staged).await {
+            Ok(parts) => Ok(Some(parts.contiguous) == record.length && parts.contiguous == record.promised()),
+            Err(error) if error.kind == BlobErrorKind::StagingLost => Ok(true),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Gauges that only a look at everything can tell.

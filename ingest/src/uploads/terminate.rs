@@ -24,7 +24,9 @@ impl Uploads {
             // A crash may have come between the last byte and its record: then it is finished, like its sender may
             // believe, and its deliveries are completed.
             let stored = self.stored(&record).await;
-            let whole = stored.is_ok_and(|stored| Some(stored) == record.length) && record.length != Some(0);
+            let whole = self.relies_on(&record)
+                && stored.is_ok_and(|stored| Some(stored) == record.length)
+                && record.length != Some(0);
             if !whole && self.begin_termination(id, UploadState::Receiving).await? {
                 drop(writing);
                 self.spawn_removal(id);
@@ -35,7 +37,16 @@ impl Uploads {
             self.begin_finishing(id).await?;
         }
         // A finishing that has begun is announced before anybody can stop it: it is let through.
-        self.finish_whatever_happens(id, None).await?;
+        match self.finish_whatever_happens(id, None).await {
+            // A loss of power has taken bytes, of which nobody was told that they were all there.
+            Err(UploadError::Unfinished(_) | UploadError::Damaged { .. })
+                if self.begin_termination(id, UploadState::Receiving).await? =>
+            {
+                self.spawn_removal(id);
+                return Ok(());
+            }
+            finished => finished?,
+        }
         let begun = self.begin_termination(id, UploadState::Committed).await?
             || self.begin_termination(id, UploadState::Published).await?;
         if !begun {

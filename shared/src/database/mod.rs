@@ -10,6 +10,7 @@
 //! Several processes of one machine may share the file. Each holds an operating-system lock on a file named after
 //! its [`OwnerId`]: whoever can get that lock knows that the owner is dead. Spec: core.md §5, "SQLite".
 
+mod log;
 mod owner;
 mod writer;
 
@@ -24,8 +25,11 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use crate::folders;
 use crate::upload::OwnerId;
 
+pub use log::SyncLog;
+use log::{Doubt, Log};
 use owner::OwnerLock;
 pub(crate) use writer::Written;
 use writer::{Pending, Request};
@@ -154,13 +158,19 @@ impl Database {
     /// # Errors
     /// The file cannot be used; the text names it.
     pub fn open(path: &Path, durable: Durable) -> Result<Arc<Self>, OpenError> {
+        Self::open_with(path, durable, Box::new(fs::File::sync_data))
+    }
+
+    /// As [`Database::open`], with `sync` to make its log durable.
+    ///
+    /// # Errors
+    /// As [`Database::open`].
+    pub fn open_with(path: &Path, durable: Durable, sync: SyncLog) -> Result<Arc<Self>, OpenError> {
         let unusable = |reason: String| OpenError::Unusable {
             path: path.to_owned(),
             reason,
         };
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            fs::create_dir_all(folder).map_err(|error| unusable(error.to_string()))?;
-        }
+        folders::make(folders::above(path), true).map_err(|error| unusable(error.to_string()))?;
         let connection = connect(path).map_err(|error| failed(path, &error))?;
         let checked = Arc::new(AtomicU8::new(CHECKING));
         let size = fs::metadata(path).map_err(|error| unusable(error.to_string()))?.len();
@@ -169,7 +179,9 @@ impl Database {
             checked.store(SOUND, Ordering::Release);
         }
         migrate(&connection, path)?;
-        let log = fs::File::open(log_path(path)).map_err(|error| unusable(format!("its log: {error}")))?;
+        let log = Log::open(path, sync).map_err(|error| unusable(format!("its log: {error}")))?;
+        // SQLite syncs the log's name when it syncs the log; here others do that.
+        folders::sync(folders::above(path)).map_err(|error| unusable(format!("its folder: {error}")))?;
         let lock = OwnerLock::take(path).map_err(|error| unusable(format!("its lock: {error}")))?;
 
         let (requests, receiver) = mpsc::channel(WAITING_WRITES);
@@ -182,6 +194,7 @@ impl Database {
                 .spawn(body)
                 .map_err(|error| unusable(error.to_string()))
         };
+        let doubt = log.doubt().clone();
         let writer = writer::Writer {
             connection,
             log,
@@ -191,7 +204,7 @@ impl Database {
             spawn("records-writer", Box::new(move || writer.run(receiver)))?,
             spawn(
                 "records-watch",
-                Box::new(move || watch_changes(&watching, &changed, &stopped)),
+                Box::new(move || watch_changes(&watching, &changed, &stopped, &doubt)),
             )?,
         ];
         if size > CHECKED_AT_START {
@@ -318,12 +331,6 @@ impl Drop for Database {
     }
 }
 
-fn log_path(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push("-wal");
-    name.into()
-}
-
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -418,7 +425,12 @@ fn check_beside(path: &Path, checked: &AtomicU8) {
 }
 
 /// Tells of changes, and brings the log into the file where the writer does not have to wait for it.
-fn watch_changes(connection: &Connection, changed: &watch::Sender<i64>, stopped: &std_mpsc::Receiver<()>) {
+fn watch_changes(
+    connection: &Connection,
+    changed: &watch::Sender<i64>,
+    stopped: &std_mpsc::Receiver<()>,
+    doubt: &Doubt,
+) {
     let mut in_file = 0;
     let mut looked = Instant::now();
     while stopped.recv_timeout(WATCH_INTERVAL) == Err(std_mpsc::RecvTimeoutError::Timeout) {
@@ -430,11 +442,15 @@ fn watch_changes(connection: &Connection, changed: &watch::Sender<i64>, stopped:
             }
         };
         changed.send_if_modified(|known| std::mem::replace(known, version) != version);
-        if version != in_file && looked.elapsed() >= CHECKPOINT_INTERVAL {
+        // What may have a gap must not get into the file: the writer makes sure of it first.
+        if version != in_file && !doubt.is_there() && looked.elapsed() >= CHECKPOINT_INTERVAL {
             looked = Instant::now();
             match connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
                 Ok(()) => in_file = version,
-                Err(error) => tracing::warn!(%error, "the log of the records could not be brought into the file"),
+                Err(error) => {
+                    doubt.look_at(&error);
+                    tracing::warn!(%error, "the log of the records could not be brought into the file");
+                }
             }
         }
     }

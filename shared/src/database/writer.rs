@@ -1,12 +1,12 @@
 //! The one thread that writes: all requests that wait share a transaction and a sync.
 
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
+use super::log::Log;
 use super::{DatabaseError, Durable};
 
 /// A transaction holds at most this many requests,
@@ -88,7 +88,7 @@ where
 pub(super) struct Writer {
     pub(super) connection: Connection,
     /// The write-ahead log: `synchronous=NORMAL` plus a sync of it is what `FULL` does, but only where asked for.
-    pub(super) log: File,
+    pub(super) log: Log,
     pub(super) durable: Durable,
 }
 
@@ -123,6 +123,10 @@ impl Writer {
             done.push(first);
             return Err(text(error));
         }
+        if let Err(reason) = self.log.make_sure() {
+            done.push(first);
+            return Err(reason);
+        }
         let mut durably = self.durable == Durable::Always;
         let begun = Instant::now();
         let mut next = Some(first);
@@ -135,12 +139,7 @@ impl Writer {
             }
         }
         self.execute("COMMIT").map_err(text)?;
-        if durably {
-            self.log
-                .sync_data()
-                .map_err(|error| format!("sync of the log: {error}"))?;
-        }
-        Ok(())
+        if durably { self.log.sync() } else { Ok(()) }
     }
 
     /// Runs one request so that its failure, or its panic, undoes its own changes only.

@@ -118,6 +118,13 @@ pub trait Records: fmt::Debug + Send + Sync + 'static {
     /// The records could not be read.
     async fn census(&self) -> Result<Census, RecordError>;
 
+    /// Returns when everything that was read before survives a power loss: a reader may see a write a moment before
+    /// whoever made it has synced it.
+    ///
+    /// # Errors
+    /// It may not survive one.
+    async fn settled(&self) -> Result<(), RecordError>;
+
     /// Whether records can be read and written now.
     ///
     /// # Errors

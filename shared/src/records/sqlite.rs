@@ -306,6 +306,12 @@ impl Records for SqliteRecords {
         census.await.map_err(|error| unavailable("count", "records", error))
     }
 
+    async fn settled(&self) -> Result<(), RecordError> {
+        // Behind every earlier transaction, of this process and of others: nothing to write, but all to sync.
+        let settled = self.database.write(|_| Ok(Written::durably(())));
+        settled.await.map_err(|error| unavailable("sync", "records", error))
+    }
+
     async fn check(&self) -> Result<(), RecordError> {
         self.database
             .check()

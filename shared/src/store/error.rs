@@ -44,6 +44,7 @@ pub enum BlobOp {
     Sync,
     ReadStaged,
     Commit,
+    Persist,
     Abort,
 }
 
@@ -66,6 +67,7 @@ impl fmt::Display for BlobOp {
             Self::Sync => "sync",
             Self::ReadStaged => "read back",
             Self::Commit => "commit",
+            Self::Persist => "make durable",
             Self::Abort => "abort",
         })
     }

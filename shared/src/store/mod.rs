@@ -143,7 +143,8 @@ pub trait BlobStore: fmt::Debug + Send + Sync + 'static {
     /// Returns when the parts written so far survive a power loss.
     ///
     /// # Errors
-    /// `SyncFailed`: what was written since the last sync must not be counted as stored, ever.
+    /// `SyncFailed`: what was written since the last sync must not be counted as stored, unless it is read again and
+    /// compared. From then on reads show what is on the disk.
     async fn sync(&self, staged: &Staged) -> Result<(), BlobError>;
 
     /// Bytes of the staging, before they are visible: how a copy is checked on stores that attest nothing.
@@ -160,6 +161,16 @@ pub trait BlobStore: fmt::Debug + Send + Sync + 'static {
     /// have succeeded without an answer. `Mismatch` if the staged bytes are not `commit.size` many.
     /// `ConditionFailed`.
     async fn commit(&self, staged: &Staged, commit: Commit) -> Result<Attested, BlobError>;
+
+    /// Returns when the finished blob `name` survives a power loss, whoever made it visible: who did may have died
+    /// right then. Where whatever is visible is durable there is nothing to do.
+    ///
+    /// # Errors
+    /// `NotFound`; `SyncFailed`: it is visible and may not last.
+    async fn persist(&self, name: &BlobName) -> Result<(), BlobError> {
+        let _visible_is_durable = name;
+        Ok(())
+    }
 
     /// Drops the staging and its bytes. One that is not there is no error.
     ///
@@ -211,6 +222,12 @@ impl StagedId {
 pub struct Tag(pub(crate) String);
 
 impl Tag {
+    /// A store's own mark for one content, safe in a header.
+    #[must_use]
+    pub fn new(mark: impl Into<String>) -> Self {
+        Self(mark.into())
+    }
+
     /// The tag's text, safe in a header.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -326,7 +343,8 @@ pub struct WriterGuard {
 
 impl WriterGuard {
     /// A guard that keeps `held` until it is dropped.
-    pub(crate) fn holding(held: impl Any + Send + Sync) -> Self {
+    #[must_use]
+    pub fn holding(held: impl Any + Send + Sync) -> Self {
         Self {
             _held: Some(Box::new(held)),
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 
-use super::{logs, process};
+use super::{logs, process, sync_errors};
 
 /// A name of the original and ours, both without labels.
 const SAME_COUNTERS: [(&str, &str); 4] = [
@@ -60,18 +60,27 @@ pub(super) fn families(families: &[MetricFamily]) -> Vec<MetricFamily> {
             |_| true,
         )
     }));
-    #[allow(
-        clippy::cast_precision_loss,
-        reason = "a sample is a float; 2^53 dropped lines are not counted one by one"
-    )]
-    let dropped = logs::dropped_lines() as f64;
-    derived.push(family(
+    derived.push(kept_elsewhere(
         "ferry_log_dropped_total",
         "Log lines dropped because nobody read standard error.",
-        MetricType::COUNTER,
-        [(Vec::new(), dropped)],
+        logs::dropped_lines(),
+    ));
+    derived.push(kept_elsewhere(
+        "ferry_fsync_errors_total",
+        "Failed syncs of files, folders or the log of the records.",
+        sync_errors::sync_errors(),
     ));
     derived
+}
+
+/// A counter that is not in a registry.
+fn kept_elsewhere(name: &str, help: &str, count: u64) -> MetricFamily {
+    #[allow(
+        clippy::cast_precision_loss,
+        reason = "a sample is a float; 2^53 mishaps are not counted one by one"
+    )]
+    let count = count as f64;
+    family(name, help, MetricType::COUNTER, [(Vec::new(), count)])
 }
 
 type Labels = Vec<(String, String)>;

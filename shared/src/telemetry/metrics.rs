@@ -45,8 +45,6 @@ pub struct Metrics {
     pub deliveries: IntGaugeVec,
     /// `ferry_raw_free_bytes`
     pub raw_free_bytes: IntGauge,
-    /// `ferry_fsync_errors_total`
-    pub fsync_errors: IntCounter,
     /// `ferry_outbox_messages`: records with messages not known to be on the bus
     pub outbox_messages: IntGauge,
     /// `ferry_publish_failures_total{reason}`
@@ -131,7 +129,6 @@ impl Metrics {
             uploads: r.gauges("ferry_uploads", "Uploads by state.", &["state"]),
             deliveries: r.gauges("ferry_deliveries", "Deliveries by state.", &["state"]),
             raw_free_bytes: r.gauge("ferry_raw_free_bytes", "Free space of the raw store."),
-            fsync_errors: r.counter("ferry_fsync_errors_total", "Failed syncs of files or folders."),
             outbox_messages: r.gauge(
                 "ferry_outbox_messages",
                 "Records with messages not known to be on the bus.",

@@ -5,6 +5,8 @@ mod escape;
 mod logs;
 mod metrics;
 mod process;
+mod sync_errors;
 
 pub use logs::{AlreadySetUp, Chain, Logs, dropped_lines, init};
 pub use metrics::{Metrics, TEXT_FORMAT};
+pub use sync_errors::{count_sync_error, sync_errors};

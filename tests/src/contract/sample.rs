@@ -6,7 +6,7 @@ use shared::checksum::Crc64;
 use shared::manifest::Manifest;
 use shared::message::{CopyUpload, Event, Message, Queue, Route, Source, Work};
 use shared::store::{BlobName, Staged, StagedId};
-use shared::upload::{Completed, ResolvedTarget, UploadId, UploadRecord, UploadState};
+use shared::upload::{Completed, OnDisk, ResolvedTarget, UploadId, UploadRecord, UploadState};
 use uuid::Uuid;
 
 /// Long ago: a change that the records stamp themselves is always later.
@@ -38,6 +38,7 @@ pub(crate) fn receiving(id: UploadId) -> UploadRecord {
         },
         verified_offset: None,
         checkpoint: Crc64::default(),
+        on_disk: OnDisk::default(),
         claim: None,
         completed: None,
         targets: Vec::new(),

@@ -12,6 +12,7 @@ use cap_std::fs::{Dir, DirBuilder, DirBuilderExt as _, OpenOptions, OpenOptionsE
 use rustix::fs::OFlags;
 
 use super::failure::Failed;
+use crate::folders;
 use crate::store::BlobErrorKind;
 
 /// Mode of new folders, less the umask. Spec: deliver.md §6.
@@ -45,11 +46,40 @@ pub(super) struct Syncs {
     pub(super) folder: fn(&File) -> io::Result<()>,
 }
 
+impl Syncs {
+    /// Makes the bytes of `file` durable.
+    pub(super) fn sync_data(&self, file: &File) -> Result<(), Failed> {
+        (self.data)(file).map_err(|error| sync_failed(file, error))
+    }
+
+    /// Makes the bytes and attributes of `file` durable.
+    pub(super) fn sync_file(&self, file: &File) -> Result<(), Failed> {
+        (self.file)(file).map_err(|error| sync_failed(file, error))
+    }
+
+    /// Makes the names in `folder` durable.
+    pub(super) fn sync_folder(&self, folder: &File) -> Result<(), Failed> {
+        (self.folder)(folder).map_err(Failed::of_sync)
+    }
+}
+
+/// What the kernel could not write it counts as clean, and goes on showing it to readers until it needs the memory:
+/// it is dropped, so that from here on they see what is on the disk.
+fn sync_failed(file: &File, error: io::Error) -> Failed {
+    #[cfg(target_os = "linux")]
+    if let Err(errno) = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed) {
+        tracing::warn!(%errno, "memory of a file whose sync failed is not given up");
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = file;
+    Failed::of_sync(error)
+}
+
 impl Base {
     /// Opens the folder `path`, with `create` after making what is missing of it (synced, if `sync` says so).
     pub(super) fn open(path: &Path, create: bool, sync: bool) -> Result<Self, Failed> {
         if create {
-            make_base(path, sync).map_err(|error| Failed::from(error).of_base())?;
+            folders::make(path, sync).map_err(|error| Failed::from(error).of_base())?;
         }
         let dir = Dir::open_ambient_dir(path, ambient_authority()).map_err(|error| Failed::from(error).of_base())?;
         let found = dir.open(".")?.into_std().metadata()?;
@@ -179,7 +209,7 @@ impl Base {
 
     fn sync_names(&self, folder: &str) -> Result<(), Failed> {
         let folder = self.dir.open(if folder.is_empty() { "." } else { folder })?.into_std();
-        (self.syncs.folder)(&folder).map_err(Failed::of_sync)
+        self.syncs.sync_folder(&folder)
     }
 
     fn remember(&self, path: &str) {
@@ -195,17 +225,4 @@ impl Base {
         // A panic while it was held leaves a set that is merely too small.
         work(&mut self.durable.lock().unwrap_or_else(PoisonError::into_inner));
     }
-}
-
-/// Makes the folder `path` and all above it that are missing.
-fn make_base(path: &Path, sync: bool) -> io::Result<()> {
-    let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
-    fs::create_dir_all(path)?;
-    if sync {
-        for folder in missing {
-            let above = folder.parent().filter(|above| !above.as_os_str().is_empty());
-            File::open(above.unwrap_or(Path::new(".")))?.sync_all()?;
-        }
-    }
-    Ok(())
 }

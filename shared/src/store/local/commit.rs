@@ -178,6 +178,15 @@ impl Folder {
         }
     }
 
+    /// Makes a blob durable that somebody made visible and did not live to sync.
+    pub(super) fn persist(&self, name: &BlobName) -> Result<(), Failed> {
+        let file = self.base.file(name.as_str(), OpenOptions::new().read(true))?;
+        if self.syncing == Syncing::AtCommit {
+            self.base.syncs.sync_file(&file)?;
+        }
+        self.sync_name_of(name)
+    }
+
     /// Makes `name` a staging again, if it still is the content `tag`.
     fn withdraw(&self, id: &StagedId, name: &BlobName, tag: &Tag) -> Result<(), Failed> {
         let _held = self.lock_name(name)?;

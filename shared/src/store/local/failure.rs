@@ -5,6 +5,7 @@ use std::io;
 use rustix::io::Errno;
 
 use crate::store::BlobErrorKind;
+use crate::telemetry;
 
 /// A step that failed, before anybody said for which blob it was done.
 #[derive(Debug)]
@@ -41,6 +42,7 @@ impl Failed {
     /// For syncs, whatever the kernel says: it drops the pages that it could not write and counts them as clean,
     /// so that the next sync would succeed without them.
     pub(super) fn of_sync(source: io::Error) -> Self {
+        telemetry::count_sync_error();
         Self {
             kind: BlobErrorKind::SyncFailed,
             source: Some(source),

@@ -89,14 +89,14 @@ impl Folder {
                     .file(&meta_path(&tag), options.write(true).create(true).truncate(true))?;
                 beside.write_all_at(&json, 0)?;
                 if sync {
-                    (self.base.syncs.file)(&beside).map_err(Failed::of_sync)?;
+                    self.base.syncs.sync_file(&beside)?;
                     self.base.sync_folder(META)?;
                 }
             }
         }
         if sync {
             // Not fdatasync: it may leave the attribute behind.
-            (self.base.syncs.file)(file).map_err(Failed::of_sync)?;
+            self.base.syncs.sync_file(file)?;
         }
         Ok(tag)
     }

@@ -312,6 +312,12 @@ impl BlobStore for LocalStore {
         self.run(BlobOp::Commit, staged.name.as_str(), work).await
     }
 
+    async fn persist(&self, name: &BlobName) -> Result<(), BlobError> {
+        let blob = name.clone();
+        self.run(BlobOp::Persist, name.as_str(), move |folder, _| folder.persist(&blob))
+            .await
+    }
+
     async fn abort(&self, staged: &Staged) -> Result<(), BlobError> {
         let id = staged.id.clone();
         self.run(BlobOp::Abort, staged.name.as_str(), move |folder, _| folder.abort(&id))

@@ -106,7 +106,7 @@ impl Folder {
 
     /// Makes the staged bytes durable, and the name under which a restart finds them.
     pub(super) fn sync_staged(&self, id: &StagedId) -> Result<(), Failed> {
-        (self.base.syncs.data)(&self.staged_file(id)?).map_err(Failed::of_sync)?;
+        self.base.syncs.sync_data(&self.staged_file(id)?)?;
         self.base.sync_name(&path(id)?)
     }
 
