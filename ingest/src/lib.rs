@@ -10,6 +10,7 @@
 //! [`start`] is the one door for the binary, `ferry up` and the tests.
 
 mod api;
+mod descriptors;
 mod drain;
 mod lock;
 mod tus;
@@ -41,8 +42,6 @@ use uploads::Uploads;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for an idle connection (tus.md, "Names and limits").
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Descriptors that are not connections: files being written, the records, logs.
-const OTHER_DESCRIPTORS: u64 = 1024;
 /// What is left of the grace time for closing connections and the sweeper.
 const CLOSING: Duration = Duration::from_millis(500);
 
@@ -83,12 +82,7 @@ pub struct Running {
 /// # Errors
 /// A listener cannot be bound.
 pub fn start(config: IngestConfig, foundation: &Foundation, more_checks: Vec<Check>) -> Result<Running, StartError> {
-    let descriptors = u64::try_from(config.max_connections)
-        .unwrap_or(u64::MAX)
-        .saturating_add(OTHER_DESCRIPTORS);
-    if let Err(error) = rlimit::increase_nofile_limit(descriptors) {
-        tracing::warn!(%error, "the limit of open files could not be raised");
-    }
+    let connections = descriptors::connections(config.max_connections);
     let health = Arc::new(Health::new(checks(foundation, more_checks)));
     let admin = Admin {
         app: "upload server",
@@ -102,7 +96,7 @@ pub fn start(config: IngestConfig, foundation: &Foundation, more_checks: Vec<Che
         drain: drain.clone(),
     };
 
-    let (addr, server) = listen(&config, tus, &admin).map_err(|source| StartError::Listen {
+    let (addr, server) = listen(&config, connections, tus, &admin).map_err(|source| StartError::Listen {
         address: config.listen,
         source,
     })?;
@@ -198,7 +192,7 @@ fn checks(foundation: &Foundation, more: Vec<Check>) -> Vec<Check> {
     checks
 }
 
-fn listen(config: &IngestConfig, tus: Tus, admin: &Admin) -> io::Result<(SocketAddr, Server)> {
+fn listen(config: &IngestConfig, connections: usize, tus: Tus, admin: &Admin) -> io::Result<(SocketAddr, Server)> {
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
     let (admin, with_metrics) = (admin.clone(), config.metrics_on_listen);
     let server = HttpServer::new(move || {
@@ -224,7 +218,7 @@ fn listen(config: &IngestConfig, tus: Tus, admin: &Admin) -> io::Result<(SocketA
             .default_service(web::to(tus::serve))
     })
     .workers(workers)
-    .max_connections(config.max_connections.div_ceil(workers))
+    .max_connections(connections.div_ceil(workers))
     .client_request_timeout(HEADER_TIMEOUT)
     .keep_alive(IDLE_TIMEOUT)
     .disable_signals()

@@ -62,9 +62,10 @@ impl Foundation {
             Durability::Finish => (Durable::OnRequest, Syncing::AtCommit),
             Durability::Patch => (Durable::Always, Syncing::AtCommit),
         };
-        let raw = store::open(&common.raw_store, syncing, true).map_err(OpenError::RawStore)?;
+        // First: where the records are damaged nothing else is touched. Spec: faults.md 17.
         let RecordsUrl::Sqlite(path) = &common.records;
         let database = Database::open(path, durable)?;
+        let raw = store::open(&common.raw_store, syncing, true).map_err(OpenError::RawStore)?;
         let BusUrl::Embedded = common.bus;
         let bus = EmbeddedBus::new(database.clone());
         let records: Arc<dyn Records> = Arc::new(SqliteRecords::new(database, Some(bus.clone())));

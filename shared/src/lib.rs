@@ -26,6 +26,7 @@ pub mod health;
 pub mod manifest;
 pub mod message;
 pub mod outbox;
+pub mod preflight;
 pub mod records;
 pub mod report;
 pub mod routes;

@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, Command};
 
 use crate::build;
 use crate::config::{Config, Defaults, Lookup, environment};
+use crate::preflight::Preflight;
 use crate::telemetry::{self, Chain};
 
 /// Exit code for what cannot be started: nothing was done. Spec: faults.md 17, 77.
@@ -55,7 +56,12 @@ where
             Err(problems) => refuse(&problems),
         };
     }
-    match C::read(lookup, defaults) {
+    let config = C::read(lookup, defaults).and_then(|config| {
+        let mut preflight = Preflight::default();
+        config.look(&mut preflight);
+        preflight.finish().map(|()| config)
+    });
+    match config {
         Ok(config) => match run(config, serve) {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => refuse(&Chain(failure.as_ref())),

@@ -293,7 +293,7 @@ impl Append {
     /// As [`Append::push`].
     pub(crate) async fn flush(&mut self) -> Result<(), UploadError> {
         if !self.buffer.is_empty() {
-            if let Err(error) = self.uploads.check_space(self.buffer.len() as u64).await {
+            if let Err(error) = self.uploads.check_room_for(self.buffer.len() as u64).await {
                 self.buffer.clear(); // it was never told of, and the reserve is for records
                 return Err(error);
             }
@@ -424,12 +424,11 @@ impl Append {
                     && let Some(progress) = turn.progress().as_mut()
                 {
                     *progress = progress.after_failure(parts.contiguous);
+                    if uploads.config.durability != Durability::Patch {
+                        progress.acknowledge();
+                    }
                 }
-                return Err(if error.kind == BlobErrorKind::NoSpace {
-                    UploadError::NoSpace
-                } else {
-                    error.into()
-                });
+                return Err(error.into());
             }
             uploads.metrics.bytes_received.inc_by(crc.covered());
             if let Some(progress) = turn.progress().as_mut() {

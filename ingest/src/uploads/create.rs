@@ -37,7 +37,7 @@ impl Uploads {
         self.routes
             .resolve(id, &manifest)
             .map_err(|error| UploadError::Manifest(error.to_string()))?;
-        self.check_space(0).await?;
+        self.check_room_for_new().await?;
 
         let staged = self.raw.begin(&id.blob_name(), new.length).await?;
         let mut record = UploadRecord {

@@ -2,7 +2,7 @@
 
 use shared::failpoint::Injected;
 use shared::records::RecordError;
-use shared::store::BlobError;
+use shared::store::{BlobError, BlobErrorKind};
 use shared::upload::UploadId;
 
 /// Why something could not be done with an upload.
@@ -62,7 +62,7 @@ pub(crate) enum UploadError {
     Corrupt(UploadId),
     /// The raw store failed.
     #[error("the raw store is not available")]
-    Store(#[from] BlobError),
+    Store(#[source] BlobError),
     /// The records failed.
     #[error("the records are not available")]
     Records(#[from] RecordError),
@@ -75,4 +75,15 @@ pub(crate) enum UploadError {
     /// Somebody else is finishing it and takes long.
     #[error("upload {0} is still being finished")]
     StillFinishing(UploadId),
+}
+
+impl From<BlobError> for UploadError {
+    /// A full store is told as such, whatever was tried: the sender comes back when there is room.
+    fn from(error: BlobError) -> Self {
+        if error.kind == BlobErrorKind::NoSpace {
+            Self::NoSpace
+        } else {
+            Self::Store(error)
+        }
+    }
 }

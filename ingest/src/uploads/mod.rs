@@ -14,11 +14,11 @@ mod error;
 mod finish;
 mod on_disk;
 mod progress;
+mod room;
 mod sweep;
 mod terminate;
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use shared::boot::BootId;
@@ -30,7 +30,7 @@ use shared::message::Source;
 use shared::outbox::Outbox;
 use shared::records::{RecordError, Records};
 use shared::routes::Routes;
-use shared::store::{BlobErrorKind, BlobStore, Space};
+use shared::store::{BlobErrorKind, BlobStore};
 use shared::telemetry::Metrics;
 use shared::upload::{UploadId, UploadRecord};
 use tokio::runtime::Handle;
@@ -43,11 +43,7 @@ pub(crate) use progress::Progress;
 pub(crate) use sweep::sweep;
 
 use crate::lock::Live;
-
-/// How long a look at the free space is believed.
-const SPACE_BELIEVED: Duration = Duration::from_secs(1);
-/// The reserve, unless it is set: the smaller of this and a twentieth of the file system.
-const RESERVE: u64 = 256 * 1024 * 1024;
+use room::Room;
 
 /// All uploads, and what is needed to take care of them.
 #[derive(Debug)]
@@ -65,16 +61,7 @@ pub(crate) struct Uploads {
     /// Work that must outlive the request that began it runs here.
     runtime: Handle,
     tasks: TaskTracker,
-    space: Mutex<Option<SpaceLook>>,
-}
-
-/// A look at the free space.
-#[derive(Clone, Copy, Debug)]
-struct SpaceLook {
-    at: Instant,
-    found: Option<Space>,
-    /// Bytes that were let through since.
-    spent: u64,
+    room: Room,
 }
 
 impl Uploads {
@@ -93,7 +80,7 @@ impl Uploads {
             boot: foundation.boot.clone(),
             runtime,
             tasks: TaskTracker::new(),
-            space: Mutex::default(),
+            room: Room::default(),
         }
     }
 
@@ -205,41 +192,6 @@ impl Uploads {
             Ok(stat) => Err(damaged(stat.size)),
             Err(error) if error.kind == BlobErrorKind::NotFound => Err(damaged(0)),
             Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Refuses when writing `bytes` more would use up the reserve that records need. Spec: core.md §3, "Space".
-    async fn check_space(&self, bytes: u64) -> Result<(), UploadError> {
-        let fits = |free: u64, total: u64| {
-            let reserve = self.config.raw_reserve.unwrap_or(RESERVE.min(total / 20));
-            free >= reserve.saturating_add(bytes)
-        };
-        {
-            let mut believed = self.space.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(look) = believed.as_mut().filter(|look| look.at.elapsed() < SPACE_BELIEVED) {
-                let Some(space) = look.found else { return Ok(()) };
-                // What was let through since the look is on its way to the disk.
-                let left = space.free.saturating_sub(look.spent);
-                if fits(left, space.total) {
-                    look.spent += bytes;
-                    return Ok(());
-                }
-            }
-        }
-        let found = self.raw.space().await?;
-        *self.space.lock().unwrap_or_else(PoisonError::into_inner) = Some(SpaceLook {
-            at: Instant::now(),
-            found,
-            spent: bytes,
-        });
-        let Some(space) = found else { return Ok(()) };
-        self.metrics
-            .raw_free_bytes
-            .set(i64::try_from(space.free).unwrap_or(i64::MAX));
-        if fits(space.free, space.total) {
-            Ok(())
-        } else {
-            Err(UploadError::NoSpace)
         }
     }
 

@@ -75,9 +75,12 @@ impl Progress {
         self.total().unwrap_or(self.known)
     }
 
-    /// A write failed: the store has `stored` bytes, which may be more than were counted.
+    /// A write failed: the store has `stored` bytes, which may be more than were counted. Nobody was told of those.
     pub(crate) fn after_failure(&self, stored: u64) -> Self {
-        Self::resume(self.checkpoint(), stored)
+        Self {
+            acknowledged: self.acknowledged.min(stored),
+            ..Self::resume(self.checkpoint(), stored)
+        }
     }
 }
 
@@ -118,6 +121,6 @@ mod tests {
         let mut progress = Progress::resume(Crc64::default(), 0);
         progress.wrote(Crc64::of(b"12345"));
         let after = progress.after_failure(7);
-        assert_eq!((after.gap(), after.acknowledged()), ((5, 7), 7));
+        assert_eq!((after.gap(), after.written(), after.acknowledged()), ((5, 7), 7, 0));
     }
 }

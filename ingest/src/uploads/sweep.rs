@@ -188,6 +188,9 @@ impl Uploads {
             }
             Err(error) => tracing::warn!(%error, "the records could not be counted"),
         }
+        if let Err(error) = self.look_at_room().await {
+            tracing::warn!(error = %Chain(&error), "the room in the raw store could not be seen");
+        }
         for queue in Queue::ALL {
             match bus.depth(queue).await {
                 Ok(depth) => {

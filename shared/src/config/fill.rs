@@ -5,11 +5,18 @@ use std::net::SocketAddr;
 use super::setting::{Reader, Setting};
 use super::values::SinkKind;
 use super::{Common, Config, CopierConfig, IngestConfig, Settings, SinkConfig, UpConfig, table};
+use crate::preflight::Preflight;
 use crate::store::StoreUrl;
 
 impl Config for IngestConfig {
     fn common(&self) -> &Common {
         &self.common
+    }
+
+    fn look(&self, preflight: &mut Preflight) {
+        look_common(&self.common, preflight);
+        preflight.listener(table::LISTEN.name, self.listen);
+        look_admin(self.admin_listen, preflight);
     }
 
     fn fill(Settings(reader): &mut Settings<'_>) -> Option<Self> {
@@ -67,6 +74,12 @@ impl Config for CopierConfig {
         &self.common
     }
 
+    fn look(&self, preflight: &mut Preflight) {
+        look_common(&self.common, preflight);
+        look_targets(&self.common, preflight);
+        look_admin(self.admin_listen, preflight);
+    }
+
     fn fill(Settings(reader): &mut Settings<'_>) -> Option<Self> {
         copier(reader, &table::COPIER_ADMIN_LISTEN)
     }
@@ -75,6 +88,11 @@ impl Config for CopierConfig {
 impl Config for UpConfig {
     fn common(&self) -> &Common {
         &self.ingest.common
+    }
+
+    fn look(&self, preflight: &mut Preflight) {
+        self.ingest.look(preflight);
+        look_targets(self.common(), preflight);
     }
 
     fn fill(settings: &mut Settings<'_>) -> Option<Self> {
@@ -146,6 +164,25 @@ fn common(reader: &mut Reader<'_>) -> Option<Common> {
         reconcile_after: reconcile_after?,
         warnings: reader.warnings(),
     })
+}
+
+fn look_common(common: &Common, preflight: &mut Preflight) {
+    preflight.store(table::RAW_STORE.name, &common.raw_store);
+    preflight.records(table::RECORDS.name, &common.records);
+    for sink in &common.report_sinks {
+        preflight.sink(table::REPORT_JSONL_PATH.name, sink);
+    }
+}
+
+fn look_targets(common: &Common, preflight: &mut Preflight) {
+    preflight.store(table::DEX_STORE.name, &common.dex_store);
+    preflight.store(table::EDAV_STORE.name, &common.edav_store);
+}
+
+fn look_admin(address: Option<SocketAddr>, preflight: &mut Preflight) {
+    if let Some(address) = address {
+        preflight.listener(table::COPIER_ADMIN_LISTEN.name, address);
+    }
 }
 
 fn sinks(reader: &mut Reader<'_>) -> Option<Vec<SinkConfig>> {

@@ -21,6 +21,7 @@ use std::time::Duration;
 pub use problems::Problems;
 pub use setting::{Defaults, Lookup, environment, layered};
 
+use crate::preflight::Preflight;
 use crate::store::StoreUrl;
 use setting::Reader;
 
@@ -32,6 +33,9 @@ pub trait Config: Sized {
 
     /// What every program reads.
     fn common(&self) -> &Common;
+
+    /// Looks at all that a start with this configuration needs of the machine.
+    fn look(&self, preflight: &mut Preflight);
 
     /// Reads the configuration. `defaults` are the program's own: [`Defaults::default`] in a service,
     /// [`up_defaults`] in `ferry up`; flags are put in front of the environment by [`layered`].

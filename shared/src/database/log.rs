@@ -14,14 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::{Connection, ffi};
 
+use super::file::log_path;
+use super::log_check::intact;
 use crate::telemetry;
 
 /// Makes the log durable; tests that model a loss of power note when.
 pub type SyncLog = Box<dyn Fn(&File) -> io::Result<()> + Send>;
-
-/// Lengths in the log, in bytes. SQLite, "WAL-mode File Format".
-const HEADER: usize = 32;
-const FRAME_HEADER: usize = 24;
 
 /// The log, as the one who writes to it has it.
 pub(super) struct Log {
@@ -59,7 +57,7 @@ impl Doubt {
 impl Log {
     /// The log of `database`, which is open.
     pub(super) fn open(database: &Path, sync: SyncLog) -> io::Result<Self> {
-        let file = File::options().read(true).write(true).open(path(database))?;
+        let file = File::options().read(true).write(true).open(log_path(database))?;
         Ok(Self {
             database: database.to_owned(),
             file,
@@ -115,13 +113,6 @@ impl Log {
     }
 }
 
-/// The log's name.
-pub(super) fn path(database: &Path) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
-    name.push("-wal");
-    name.into()
-}
-
 /// How many frames of the log are committed and not forgotten.
 fn frames(connection: &Connection) -> rusqlite::Result<usize> {
     connection
@@ -129,52 +120,10 @@ fn frames(connection: &Connection) -> rusqlite::Result<usize> {
         .map(|frames| usize::try_from(frames).unwrap_or(0))
 }
 
-/// How many frames in a row have the checksum that they should have, from the first on.
-fn intact(log: &[u8]) -> usize {
-    let Some((header, frames)) = log.split_at_checked(HEADER) else {
-        return 0;
-    };
-    let big_endian = number(header, 0) & 1 == 1;
-    let page = usize::try_from(number(header, 8)).unwrap_or(usize::MAX);
-    let mut sum = checksum((0, 0), &header[..HEADER - 8], big_endian);
-    if page < 512 || sum != (number(header, 24), number(header, 28)) {
-        return 0;
-    }
-    let salt = &header[16..24];
-    frames
-        .chunks_exact(FRAME_HEADER.saturating_add(page))
-        .take_while(|frame| {
-            sum = checksum(sum, &frame[..8], big_endian);
-            sum = checksum(sum, &frame[FRAME_HEADER..], big_endian);
-            frame[8..16] == *salt && sum == (number(frame, 16), number(frame, 20))
-        })
-        .count()
-}
-
-/// SQLite's checksum of `bytes`, a multiple of 8, going on from `sum`.
-fn checksum(sum: (u32, u32), bytes: &[u8], big_endian: bool) -> (u32, u32) {
-    let read = |bytes: &[u8]| {
-        let bytes = bytes.try_into().unwrap_or([0; 4]);
-        if big_endian {
-            u32::from_be_bytes(bytes)
-        } else {
-            u32::from_le_bytes(bytes)
-        }
-    };
-    bytes.chunks_exact(8).fold(sum, |(one, two), pair| {
-        let one = one.wrapping_add(read(&pair[..4])).wrapping_add(two);
-        (one, two.wrapping_add(read(&pair[4..])).wrapping_add(one))
-    })
-}
-
-/// The big-endian number at `at`, which is within `bytes`.
-fn number(bytes: &[u8], at: usize) -> u32 {
-    u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes are four bytes"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::database::log_check::{FRAME as FRAME_HEADER, HEADER};
     use crate::database::{Database, DatabaseError, Durable, Written};
 
     fn insert(connection: &Connection, text: &'static str) -> Result<Written<()>, DatabaseError> {
@@ -193,7 +142,7 @@ mod tests {
         for word in ["one", "two", "three"] {
             connection.execute("INSERT INTO words VALUES (?1)", [word]).unwrap();
         }
-        let mut log = std::fs::read(path(&database)).unwrap();
+        let mut log = std::fs::read(log_path(&database)).unwrap();
         let committed = frames(&connection).unwrap();
         assert!(committed >= 3, "{committed} frames");
         assert_eq!(intact(&log), committed);
@@ -221,7 +170,7 @@ mod tests {
         });
         let database = Database::open_with(&path, Durable::OnRequest, sync).unwrap();
         database.write(|connection| insert(connection, "before")).await.unwrap();
-        let written = || std::fs::metadata(super::path(&path)).unwrap().modified().unwrap();
+        let written = || std::fs::metadata(log_path(&path)).unwrap().modified().unwrap();
         let counted = telemetry::sync_errors();
 
         fails.store(true, Ordering::SeqCst);
@@ -252,7 +201,7 @@ mod tests {
             .await
             .unwrap_err();
         fails.store(false, Ordering::SeqCst);
-        let log = File::options().write(true).open(super::path(&path)).unwrap();
+        let log = File::options().write(true).open(log_path(&path)).unwrap();
         log.write_all_at(&[0; 64], u64::try_from(HEADER + FRAME_HEADER).unwrap())
             .unwrap();
         assert!(

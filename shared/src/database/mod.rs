@@ -10,7 +10,9 @@
 //! Several processes of one machine may share the file. Each holds an operating-system lock on a file named after
 //! its [`OwnerId`]: whoever can get that lock knows that the owner is dead. Spec: core.md §5, "SQLite".
 
+mod file;
 mod log;
+mod log_check;
 mod owner;
 mod writer;
 
@@ -22,12 +24,13 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc as std_mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::folders;
 use crate::upload::OwnerId;
 
+use file::{SCHEMA_VERSION, connect, connect_reader, failed, quick_check};
 pub use log::SyncLog;
 use log::{Doubt, Log};
 use owner::OwnerLock;
@@ -42,43 +45,8 @@ const READERS: usize = 8;
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 /// How often the log is brought into the file while there are changes.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a connection waits for another process's transaction.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-/// The pause before what such a transaction refused is tried again.
-const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// Files up to this size are checked before the start goes on, larger ones beside it.
 const CHECKED_AT_START: u64 = 1024 * 1024 * 1024;
-/// The log's length, in pages, at which the writer itself brings it into the file: only if the watch thread
-/// could not keep up.
-const LONGEST_LOG_PAGES: u32 = 16 * 1024;
-
-const SCHEMA: &str = "
-CREATE TABLE uploads (
-    id BLOB PRIMARY KEY,
-    seq INTEGER NOT NULL,
-    state TEXT NOT NULL,
-    open INTEGER NOT NULL,
-    outbox INTEGER NOT NULL,
-    changed_at INTEGER NOT NULL,
-    body TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX uploads_open ON uploads (id, state, outbox) WHERE open = 1;
-CREATE INDEX uploads_gone ON uploads (changed_at) WHERE state IN ('terminated', 'expired');
-CREATE TABLE deliveries (
-    upload BLOB NOT NULL,
-    target TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    state TEXT NOT NULL,
-    open INTEGER NOT NULL,
-    outbox INTEGER NOT NULL,
-    body TEXT NOT NULL,
-    PRIMARY KEY (upload, target)
-) WITHOUT ROWID;
-CREATE INDEX deliveries_open ON deliveries (upload, state, outbox) WHERE open = 1;
-CREATE INDEX deliveries_failed ON deliveries (upload, target) WHERE state = 'failed';
-";
-/// Raised with every change of the tables; a file of a newer Ferry is refused.
-const SCHEMA_VERSION: i64 = 1;
 
 /// The file, open for this process.
 pub struct Database {
@@ -166,19 +134,20 @@ impl Database {
     /// # Errors
     /// As [`Database::open`].
     pub fn open_with(path: &Path, durable: Durable, sync: SyncLog) -> Result<Arc<Self>, OpenError> {
+        Self::open_checking(path, durable, sync, CHECKED_AT_START)
+    }
+
+    /// As [`Database::open_with`]; files larger than `at_start` bytes are checked beside the start.
+    fn open_checking(path: &Path, durable: Durable, sync: SyncLog, at_start: u64) -> Result<Arc<Self>, OpenError> {
         let unusable = |reason: String| OpenError::Unusable {
             path: path.to_owned(),
             reason,
         };
-        folders::make(folders::above(path), true).map_err(|error| unusable(error.to_string()))?;
-        let connection = connect(path).map_err(|error| failed(path, &error))?;
-        let checked = Arc::new(AtomicU8::new(CHECKING));
-        let size = fs::metadata(path).map_err(|error| unusable(error.to_string()))?.len();
-        if size <= CHECKED_AT_START {
-            quick_check(&connection, path)?;
-            checked.store(SOUND, Ordering::Release);
-        }
-        migrate(&connection, path)?;
+        let sqlite = |error| failed(path, &error);
+        let (connection, sound) = file::open(path, at_start)?;
+        let checked = Arc::new(AtomicU8::new(if sound { SOUND } else { CHECKING }));
+        let readers = (0..READERS).map(|_| connect_reader(path));
+        let readers = readers.collect::<rusqlite::Result<Vec<_>>>().map_err(sqlite)?;
         let log = Log::open(path, sync).map_err(|error| unusable(format!("its log: {error}")))?;
         // SQLite syncs the log's name when it syncs the log; here others do that.
         folders::sync(folders::above(path)).map_err(|error| unusable(format!("its folder: {error}")))?;
@@ -207,7 +176,7 @@ impl Database {
                 Box::new(move || watch_changes(&watching, &changed, &stopped, &doubt)),
             )?,
         ];
-        if size > CHECKED_AT_START {
+        if !sound {
             let (path, checked) = (path.to_owned(), checked.clone());
             threads.push(spawn("records-check", Box::new(move || check_beside(&path, &checked)))?);
         }
@@ -215,7 +184,8 @@ impl Database {
             path: path.to_owned(),
             lock,
             requests: Some(requests),
-            readers: Arc::default(),
+            // All of them now: later there may be no descriptor for one (faults.md 15).
+            readers: Arc::new(Mutex::new(readers)),
             reading: Arc::new(Semaphore::new(READERS)),
             changes,
             checked,
@@ -301,12 +271,16 @@ impl Database {
         self.changes.clone()
     }
 
-    /// Whether the file can be read and written now.
+    /// Whether the file can be read and written now: something is written, or a full disk would not be seen.
     pub(crate) async fn check(&self) -> Result<(), DatabaseError> {
         if self.checked.load(Ordering::Acquire) != SOUND {
             return Err(DatabaseError::Unchecked);
         }
-        self.write(|_| Ok(Written::plainly(()))).await
+        self.write(|connection| {
+            connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            Ok(Written::plainly(()))
+        })
+        .await
     }
 }
 
@@ -328,86 +302,6 @@ impl Drop for Database {
                 tracing::error!(path = %self.path.display(), "a thread of the records panicked");
             }
         }
-    }
-}
-
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open(path)?;
-    connection.busy_timeout(BUSY_TIMEOUT)?;
-    keep_log(&connection)?;
-    // The log is synced by the writer itself, when a request asks for it, and before it is brought into the file.
-    connection.pragma_update(None, "synchronous", "NORMAL")?;
-    connection.pragma_update(None, "wal_autocheckpoint", LONGEST_LOG_PAGES)?;
-    connection.set_prepared_statement_cache_capacity(64);
-    Ok(connection)
-}
-
-/// Write-ahead logging. While another process makes the same change in a new file this is refused at once: the busy
-/// timeout does not hold for it.
-fn keep_log(connection: &Connection) -> rusqlite::Result<()> {
-    let deadline = Instant::now() + BUSY_TIMEOUT;
-    loop {
-        match connection.pragma_update(None, "journal_mode", "WAL") {
-            Err(error)
-                if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
-                    && Instant::now() < deadline =>
-            {
-                thread::park_timeout(BUSY_PAUSE);
-            }
-            changed => return changed,
-        }
-    }
-}
-
-fn connect_reader(path: &Path) -> rusqlite::Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.set_prepared_statement_cache_capacity(64);
-    Ok(connection)
-}
-
-fn migrate(connection: &Connection, path: &Path) -> Result<(), OpenError> {
-    let run = || -> rusqlite::Result<i64> {
-        // Immediate: of several processes that start at once one makes the tables and the others find them.
-        connection.execute_batch("BEGIN IMMEDIATE")?;
-        let found = connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))?;
-        if found == 0 {
-            connection.execute_batch(SCHEMA)?;
-            connection.execute_batch(crate::bus::SCHEMA)?;
-            connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-        }
-        connection.execute_batch("COMMIT")?;
-        Ok(found)
-    };
-    match run() {
-        Ok(found) if found > SCHEMA_VERSION => Err(OpenError::Newer {
-            path: path.to_owned(),
-            found,
-        }),
-        Ok(_) => Ok(()),
-        Err(error) => Err(failed(path, &error)),
-    }
-}
-
-fn quick_check(connection: &Connection, path: &Path) -> Result<(), OpenError> {
-    let answer: rusqlite::Result<String> = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
-    match answer {
-        Ok(answer) if answer == "ok" => Ok(()),
-        Ok(reason) => Err(OpenError::Damaged {
-            path: path.to_owned(),
-            reason,
-        }),
-        Err(error) => Err(failed(path, &error)),
-    }
-}
-
-fn failed(path: &Path, error: &rusqlite::Error) -> OpenError {
-    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
-    let (path, reason) = (path.to_owned(), error.to_string());
-    match error.sqlite_error_code() {
-        Some(DatabaseCorrupt | NotADatabase) => OpenError::Damaged { path, reason },
-        _ => OpenError::Unusable { path, reason },
     }
 }
 
@@ -455,3 +349,6 @@ fn watch_changes(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

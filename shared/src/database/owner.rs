@@ -1,7 +1,7 @@
 //! The lock by which a process shows that it lives.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::upload::OwnerId;
@@ -25,6 +25,7 @@ impl OwnerLock {
         let unnamed = folder.join(format!("{}.new", owner.as_str()));
         let file = OpenOptions::new().write(true).create_new(true).open(&unnamed)?;
         file.lock()?;
+        (&file).write_all(boot().unwrap_or_default().as_bytes())?;
         fs::rename(&unnamed, &path)?;
         Ok(Self {
             owner,
@@ -65,6 +66,43 @@ pub(super) fn is_gone(database: &Path, owner: &OwnerId) -> bool {
     }
 }
 
+/// The processes that used a database before this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LastRun {
+    /// One of them still does.
+    GoesOn,
+    /// One was killed, and the machine has run on since: every byte that it wrote is there.
+    InThisBoot,
+    /// Nobody was killed; or the machine stopped, too, and what was not synced may be gone, as is allowed.
+    BeforeThisBoot,
+}
+
+/// What became of the processes that used `database`.
+pub(super) fn last_run(database: &Path) -> LastRun {
+    let boot = boot();
+    let mut last = LastRun::BeforeThisBoot;
+    for entry in fs::read_dir(folder(database)).into_iter().flatten().flatten() {
+        let Ok(file) = File::open(entry.path()) else { continue };
+        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+            return LastRun::GoesOn;
+        }
+        if boot.is_some() && io::read_to_string(file).ok() == boot {
+            last = LastRun::InThisBoot;
+        }
+    }
+    last
+}
+
+/// Whether any process ever had `database` open.
+pub(super) fn was_used(database: &Path) -> bool {
+    folder(database).is_dir()
+}
+
+/// Which run of the machine this is, where the kernel says so.
+fn boot() -> Option<String> {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()
+}
+
 fn folder(database: &Path) -> PathBuf {
     let mut name = database.as_os_str().to_owned();
     name.push(".owners");
@@ -84,6 +122,24 @@ mod tests {
         assert!(!is_gone(&database, &owner));
         drop(lock);
         assert!(is_gone(&database, &owner));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_killed_process_of_this_boot_is_told_from_one_of_an_earlier_boot() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("ferry.db");
+        assert!(!was_used(&database));
+        assert_eq!(last_run(&database), LastRun::BeforeThisBoot, "a first start");
+        let lock = OwnerLock::take(&database).unwrap();
+        assert!(was_used(&database));
+        assert_eq!(last_run(&database), LastRun::GoesOn);
+        let left = super::folder(&database).join(OwnerId::random().as_str());
+        fs::copy(&lock.path, &left).unwrap();
+        drop(lock);
+        assert_eq!(last_run(&database), LastRun::InThisBoot);
+        fs::write(&left, "another").unwrap();
+        assert_eq!(last_run(&database), LastRun::BeforeThisBoot);
     }
 
     #[test]

@@ -121,6 +121,8 @@ impl Writer {
         let text = |error: rusqlite::Error| error.to_string();
         if let Err(error) = self.execute("BEGIN IMMEDIATE") {
             done.push(first);
+            // Those behind it would wait as long again, one after the other, for the same end.
+            done.extend(std::iter::from_fn(|| requests.try_recv().ok()));
             return Err(text(error));
         }
         if let Err(reason) = self.log.make_sure() {

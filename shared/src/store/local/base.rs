@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use cap_std::ambient_authority;
 use cap_std::fs::{Dir, DirBuilder, DirBuilderExt as _, OpenOptions, OpenOptionsExt as _};
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, OFlags, StatVfs};
 
 use super::failure::Failed;
 use crate::folders;
@@ -128,6 +128,18 @@ impl Base {
         } else {
             Err(BlobErrorKind::NotFound.into())
         }
+    }
+
+    /// Whether `path`, of plain components, still names `file`. Opens nothing.
+    pub(super) fn is_file(&self, path: &str, file: &File) -> Result<bool, Failed> {
+        let named = rustix::fs::statat(&self.dir, path, AtFlags::SYMLINK_NOFOLLOW)?;
+        let held = rustix::fs::fstat(file)?;
+        Ok((named.st_dev, named.st_ino) == (held.st_dev, held.st_ino))
+    }
+
+    /// The file system that the folder is in. Opens nothing.
+    pub(super) fn file_system(&self) -> Result<StatVfs, Failed> {
+        Ok(rustix::fs::fstatvfs(&self.dir)?)
     }
 
     /// Removes the file `path`, if there is one.

@@ -16,6 +16,7 @@ mod failure;
 mod identity;
 mod list;
 mod staging;
+mod writers;
 
 use std::fs::File;
 use std::ops::Range;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::base::Base;
 use self::failure::Failed;
+use self::writers::{Place, Writers};
 use super::{
     Attested, BlobError, BlobErrorKind, BlobMeta, BlobName, BlobOp, BlobStat, BlobStore, Commit, Condition, Limits,
     PartTag, Parts, ReadBack, Slots, Space, Staged, Tag, WriterGuard,
@@ -66,6 +68,7 @@ struct Folder {
     syncing: Syncing,
     /// Whether files can carry their identity themselves.
     attributes: bool,
+    writers: Writers,
 }
 
 impl LocalStore {
@@ -128,6 +131,7 @@ impl Folder {
             base,
             syncing,
             attributes,
+            writers: Writers::default(),
         })
     }
 
@@ -161,7 +165,7 @@ impl Folder {
 
     fn space(&self) -> Result<Option<Space>, Failed> {
         self.base.present()?;
-        let found = rustix::fs::fstatvfs(self.base.descriptor()?)?;
+        let found = self.base.file_system()?;
         let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
         // File systems without a size of their own say 0.
         Ok((found.f_blocks > 0).then(|| Space {
@@ -251,13 +255,13 @@ impl BlobStore for LocalStore {
     }
 
     async fn exclusive(&self, staged: &Staged) -> Result<WriterGuard, BlobError> {
-        let id = staged.id.clone();
-        let file = self
-            .run(BlobOp::Exclusive, staged.name.as_str(), move |folder, _| {
-                folder.lock_staged(&id)
-            })
-            .await?;
-        Ok(WriterGuard::holding(file))
+        let (held, id) = (self.folder.clone(), staged.id.clone());
+        self.run(BlobOp::Exclusive, staged.name.as_str(), move |folder, _| {
+            folder.lock_staged(&id)?;
+            // Made here, so that it is given back also if nobody waits for it any more.
+            Ok(WriterGuard::holding(Place { folder: held, id }))
+        })
+        .await
     }
 
     async fn write_part(&self, staged: &Staged, offset: u64, bytes: Bytes) -> Result<PartTag, BlobError> {
@@ -302,7 +306,10 @@ impl BlobStore for LocalStore {
 
     async fn read_staged(&self, staged: &Staged, range: Range<u64>) -> Result<Bytes, BlobError> {
         let id = staged.id.clone();
-        let work = move |folder: &Folder, _: &CancellationToken| staging::read_range(&folder.staged_file(&id)?, &range);
+        let work = move |folder: &Folder, _: &CancellationToken| {
+            let file = folder.staged_file(&id)?;
+            staging::read_range(&file, &range)
+        };
         self.run(BlobOp::ReadStaged, staged.name.as_str(), work).await
     }
 

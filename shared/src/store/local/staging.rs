@@ -1,9 +1,10 @@
 //! Unfinished data: one file for each staging, filled strictly from the front, so that its length is what survived.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read as _, Seek as _, SeekFrom};
+use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use cap_std::fs::OpenOptions;
@@ -37,18 +38,32 @@ impl Folder {
         Ok((id, file))
     }
 
-    /// The staged file, opened for reading and writing.
-    pub(super) fn staged_file(&self, id: &StagedId) -> Result<File, Failed> {
+    /// The staged file for reading and writing: its writer's own, if that is in this process, so that an upload
+    /// that runs goes on where no file can be opened any more (faults.md 15).
+    pub(super) fn staged_file(&self, id: &StagedId) -> Result<Arc<File>, Failed> {
+        match self.writers.file(id) {
+            Some(file) if self.base.is_file(&path(id)?, &file).map_err(Failed::of_staging)? => Ok(file),
+            // Removed, or renamed to its final name: nobody writes to it any more.
+            Some(_) => Err(BlobErrorKind::StagingLost.into()),
+            None => self.open_staged(id).map(Arc::new),
+        }
+    }
+
+    fn open_staged(&self, id: &StagedId) -> Result<File, Failed> {
         self.base
             .file(&path(id)?, OpenOptions::new().read(true).write(true))
             .map_err(Failed::of_staging)
     }
 
-    /// Locks the staged file for as long as the answer is kept open.
-    pub(super) fn lock_staged(&self, id: &StagedId) -> Result<File, Failed> {
-        let file = self.staged_file(id)?;
+    /// Locks the staged file, among all processes of this machine, until [`Writers::leave`].
+    pub(super) fn lock_staged(&self, id: &StagedId) -> Result<(), Failed> {
+        self.base.present()?;
+        let file = self.open_staged(id)?;
         match file.try_lock() {
-            Ok(()) => Ok(file),
+            Ok(()) => {
+                self.writers.enter(id, file);
+                Ok(())
+            }
             Err(std::fs::TryLockError::WouldBlock) => Err(BlobErrorKind::Locked.into()),
             Err(std::fs::TryLockError::Error(error)) => Err(error.into()),
         }
@@ -56,6 +71,7 @@ impl Folder {
 
     /// Writes `bytes` at `offset`. What could be written before an error stays.
     pub(super) fn write_part(&self, id: &StagedId, offset: u64, bytes: &[u8]) -> Result<PartTag, Failed> {
+        self.base.present()?; // what is written below a mount that is lost is lost with it
         let file = self.staged_file(id)?;
         refuse_gap(&file, offset)?;
         file.write_all_at(bytes, offset)?;
@@ -74,6 +90,7 @@ impl Folder {
         source: &BlobName,
         range: Range<u64>,
     ) -> Result<PartTag, Failed> {
+        self.base.present()?;
         let file = self.staged_file(id)?;
         refuse_gap(&file, offset)?;
         let source = self.base.file(source.as_str(), OpenOptions::new().read(true))?;
@@ -106,7 +123,8 @@ impl Folder {
 
     /// Makes the staged bytes durable, and the name under which a restart finds them.
     pub(super) fn sync_staged(&self, id: &StagedId) -> Result<(), Failed> {
-        self.base.syncs.sync_data(&self.staged_file(id)?)?;
+        let file = self.staged_file(id)?;
+        self.base.syncs.sync_data(&file)?;
         self.base.sync_name(&path(id)?)
     }
 
@@ -127,11 +145,11 @@ pub(super) fn path(id: &StagedId) -> Result<String, Failed> {
 }
 
 /// The bytes `range` of `file`, all of them or an error.
-pub(super) fn read_range(mut file: &File, range: &Range<u64>) -> Result<Bytes, Failed> {
+pub(super) fn read_range(file: &File, range: &Range<u64>) -> Result<Bytes, Failed> {
     let len = checked_len(file, range)?;
     let mut buffer = Buffer::new(usize::try_from(len).map_err(|_| BlobErrorKind::Invalid)?);
-    file.seek(SeekFrom::Start(range.start))?;
-    match file.read_exact(buffer.as_mut()) {
+    // Without moving the file's own place: others may be reading it, too.
+    match file.read_exact_at(buffer.as_mut(), range.start) {
         Ok(()) => Ok(buffer.freeze()),
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(BlobErrorKind::ShortRead.into()),
         Err(error) => Err(error.into()),

@@ -1,0 +1,110 @@
+//! A look at what a start needs of this machine, before anything is made: folders, files, addresses. All that is wrong
+//! is told in one go, and nothing is half started. Spec: faults.md 77.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+
+use rustix::fs::{Access, access};
+
+use crate::config::{Problems, RecordsUrl, SinkConfig};
+use crate::store::StoreUrl;
+
+/// The look, and what it found wrong. `name` is always the setting to be named.
+#[derive(Debug, Default)]
+pub struct Preflight {
+    problems: Problems,
+}
+
+impl Preflight {
+    /// A store that will be written, and made if it is missing.
+    pub fn store(&mut self, name: &str, store: &StoreUrl) {
+        let StoreUrl::File(folder) = store;
+        self.folder(name, folder);
+        let own = folder.join(".ferry");
+        if own.exists() {
+            self.folder(name, &own);
+        }
+    }
+
+    /// The records' file, and those beside it.
+    pub fn records(&mut self, name: &str, records: &RecordsUrl) {
+        let RecordsUrl::Sqlite(path) = records;
+        self.folder(name, parent(path));
+        if path.exists() {
+            self.file(name, path);
+        }
+    }
+
+    /// What a report sink needs.
+    pub fn sink(&mut self, name: &str, sink: &SinkConfig) {
+        let SinkConfig::Jsonl(path) = sink;
+        if path.exists() {
+            self.file(name, path);
+        } else {
+            self.folder(name, parent(path));
+        }
+    }
+
+    /// An address that will be listened on.
+    pub fn listener(&mut self, name: &str, address: SocketAddr) {
+        // Closed again at once: nobody can have connected in between who would not be served a moment later.
+        if let Err(error) = TcpListener::bind(address) {
+            self.problem(name, format_args!("{address} cannot be listened on: {error}"));
+        }
+    }
+
+    /// The end of the look.
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub fn finish(self) -> Result<(), Problems> {
+        if self.problems.is_empty() {
+            Ok(())
+        } else {
+            Err(self.problems)
+        }
+    }
+
+    /// A folder to write in, or the nearest one above it that is there.
+    fn folder(&mut self, name: &str, path: &Path) {
+        let there = path.ancestors().find(|folder| folder.symlink_metadata().is_ok());
+        let there = there
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        let problem = match there.metadata() {
+            Ok(found) if !found.is_dir() => Some(format!("{} is not a folder", there.display())),
+            Ok(_) => written(there, Access::WRITE_OK | Access::EXEC_OK),
+            Err(error) => Some(format!("{} cannot be looked at: {error}", there.display())),
+        };
+        if let Some(problem) = problem {
+            self.problem(name, format_args!("{problem}"));
+        }
+    }
+
+    /// A file that is there.
+    fn file(&mut self, name: &str, path: &Path) {
+        let problem = if path.is_dir() {
+            Some(format!("{} is a folder, not a file", path.display()))
+        } else {
+            written(path, Access::READ_OK | Access::WRITE_OK)
+        };
+        if let Some(problem) = problem {
+            self.problem(name, format_args!("{problem}"));
+        }
+    }
+
+    fn problem(&mut self, name: &str, what: std::fmt::Arguments<'_>) {
+        self.problems.push(format!("{name}: {what}"));
+    }
+}
+
+/// Why `path` cannot be used so. A question to the kernel, which knows of read-only file systems: nothing is made.
+fn written(path: &Path, how: Access) -> Option<String> {
+    let error = io::Error::from(access(path, how).err()?);
+    Some(format!("{} cannot be written: {error}", path.display()))
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
+}
