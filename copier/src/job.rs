@@ -8,15 +8,17 @@ use jiff::{SignedDuration, Timestamp};
 use shared::bus::{BusError, Job};
 use shared::claims::ClaimKey;
 use shared::failpoint::{self, Step};
-use shared::message::{Message, Unreadable, Work};
+use shared::message::{Message, Queue, Unreadable, Work};
 use shared::records::RecordError;
 use shared::telemetry::Chain;
 use shared::upload::{DeliveryRecord, UploadId, UploadRecord, UploadState};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::Engine;
 use crate::outcome::Lease;
 use crate::reader::Upload;
+use crate::trace;
 use crate::transfer;
 
 /// How long messages of a newer Ferry are put back: a rolling update takes minutes.
@@ -43,6 +45,11 @@ pub(crate) enum Fate {
 
 /// Does what `job` asks for and settles it. Dropped midway, the job goes back.
 pub(crate) async fn settle(engine: Arc<Engine>, job: Job) {
+    let span = trace::job(&job, Queue::Copy);
+    settle_job(engine, job).instrument(span).await;
+}
+
+async fn settle_job(engine: Arc<Engine>, job: Job) {
     let message = &job.message;
     let (id, kind) = (message.subject, message.kind.clone());
     let fate = match fate(&engine, message).await {

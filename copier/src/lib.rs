@@ -21,6 +21,7 @@ mod retry;
 mod staging;
 mod target;
 mod targets;
+mod trace;
 mod transfer;
 mod verify;
 mod worker;

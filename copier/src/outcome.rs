@@ -13,9 +13,10 @@ use shared::outbox::{Outbox, OutboxError};
 use shared::records::{RecordError, Records, Verdict};
 use shared::report::{Issue, Level, Report, Status, Times};
 use shared::store::StoreUrl;
-use shared::telemetry::Metrics;
+use shared::telemetry::{Metrics, SPANS, TraceContext};
 use shared::upload::{CopyCheckpoint, DeliveryRecord, DeliveryState};
 use tokio_util::sync::CancellationToken;
+use tracing::instrument;
 
 use crate::failure::Failure;
 use crate::reader::Upload;
@@ -109,6 +110,7 @@ impl Outcomes {
     }
 
     /// The object is in the target, verified. `written` bytes were written for it now; `None`: it was there.
+    #[instrument(target = SPANS, name = "outcome", skip_all, fields(ferry.outcome = "succeeded"))]
     pub(crate) async fn succeeded(
         &self,
         lease: &Lease,
@@ -152,6 +154,9 @@ impl Outcomes {
     }
 
     /// The try failed, and `next` follows from it; `kept` is the staging that it can go on from.
+    #[instrument(target = SPANS, name = "outcome", skip_all, fields(
+        ferry.outcome = next.as_str(), otel.status_code = "ERROR", error.type = failure.class.as_str()
+    ))]
     pub(crate) async fn failed(
         &self,
         lease: &Lease,
@@ -201,6 +206,7 @@ impl Outcomes {
 
     /// The target is split off, or may hold no more of this worker now: its own message goes on with it after
     /// `delay`; the try does not count.
+    #[instrument(target = SPANS, name = "outcome", skip_all, fields(ferry.outcome = "split-off"))]
     pub(crate) async fn split_off(
         &self,
         lease: &Lease,
@@ -226,13 +232,14 @@ impl Outcomes {
 
     /// The slice is over. The last of the targets that go on together carries the message for all of them, so that
     /// it is sent only after each of them has recorded how far it got.
+    #[instrument(target = SPANS, name = "outcome", skip_all, fields(ferry.outcome = "paused"))]
     pub(crate) async fn paused(
         &self,
         lease: &Lease,
         checkpoint: CopyCheckpoint,
         together: Option<Vec<String>>,
     ) -> Result<(), Unsettled> {
-        let (source, id) = (self.source.clone(), lease.upload.id);
+        let (source, id) = (self.source.here(), lease.upload.id);
         let change = move |record: &mut DeliveryRecord| {
             pause(record, Some(&checkpoint));
             if let Some(targets) = &together {
@@ -266,6 +273,7 @@ impl Outcomes {
         mut change: impl FnMut(&mut DeliveryRecord) + Send + 'static,
     ) -> Result<DeliveryRecord, Unsettled> {
         let (hold, run, seq, claimed) = (lease.hold.clone(), lease.seen.run, lease.seen.seq, lease.claimed);
+        let traceparent = TraceContext::current().map(|here| here.to_string());
         let edit = move |record: &mut DeliveryRecord| {
             let ours = if claimed {
                 hold.is_ours(record.claim.as_ref())
@@ -277,6 +285,9 @@ impl Outcomes {
                 return Verdict::Leave;
             }
             change(record);
+            if traceparent.is_some() {
+                record.traceparent.clone_from(&traceparent);
+            }
             verdict
         };
         let target = &lease.seen.to.target;
@@ -293,7 +304,7 @@ impl Outcomes {
 
     /// Makes the message of one target, for the `seq` that the record will have.
     fn again(&self, lease: &Lease, delay: Option<Duration>) -> impl Fn(u64) -> Message + Send + 'static {
-        let (source, id) = (self.source.clone(), lease.upload.id);
+        let (source, id) = (self.source.here(), lease.upload.id);
         let work = delivery_work(lease, 0);
         move |seq| {
             let mut work = work.clone();

@@ -19,8 +19,10 @@ use shared::telemetry::{Chain, Metrics};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::retry::Policy;
+use crate::trace;
 use crate::worker::consumer;
 
 /// Reports that are taken from the bus and not settled.
@@ -72,9 +74,13 @@ async fn lane(reports: Arc<Reports>, sink: Arc<dyn Sink>, mut letters: mpsc::Rec
             continue; // dropped: it goes back
         }
         let id = letter.job.message.subject;
-        if let Err(error) = reports.deliver(&*sink, letter).await {
-            tracing::warn!(upload_id = %id, sink = sink.name(), error = %Chain(&error), "a report may come again");
-        }
+        let span = trace::report(&letter.job, sink.name(), &action(&letter.work.report));
+        let handed_over = async {
+            if let Err(error) = reports.deliver(&*sink, letter).await {
+                tracing::warn!(upload_id = %id, sink = sink.name(), error = %Chain(&error), "a report may come again");
+            }
+        };
+        handed_over.instrument(span).await;
     }
 }
 
@@ -148,14 +154,19 @@ impl Reports {
             }
             Ok(Err(error)) if error.class == FailureClass::Permanent => {
                 self.metrics.reports_rejected.with_label_values(&[sink.name()]).inc();
+                trace::note_failure(error.class.as_str());
                 let reason = Chain(&error).to_string();
                 self.bury(job, &reason, error.class.as_str()).await
             }
             Ok(Err(error)) => {
                 let why = Chain(&error).to_string();
+                trace::note_failure(error.class.as_str());
                 self.again(job, error.retry_after, &why).await
             }
-            Err(_) => self.again(job, None, "no answer in time").await,
+            Err(_) => {
+                trace::note_failure("timeout");
+                self.again(job, None, "no answer in time").await
+            }
         }
     }
 

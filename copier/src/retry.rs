@@ -38,6 +38,18 @@ pub(crate) enum Next {
     },
 }
 
+impl Next {
+    /// For traces.
+    pub(crate) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Again { .. } => "again",
+            Self::Park { .. } => "parked",
+            Self::Restart => "restarted",
+            Self::Dead { .. } => "failed",
+        }
+    }
+}
+
 impl Policy {
     /// `delays` ascending; `None` if there are none.
     pub(crate) fn new(delays: Vec<Duration>, max_age: Duration) -> Option<Self> {

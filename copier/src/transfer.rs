@@ -14,12 +14,14 @@ use shared::upload::CopyCheckpoint;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
+use tracing::Instrument as _;
 
 use crate::Engine;
 use crate::failure::Failure;
 use crate::outcome::Lease;
 use crate::reader::{Chunk, Reader, Source, Upload};
 use crate::target::{Cut, Ended, Feed, Ready, deliver};
+use crate::trace;
 
 /// Ranges that wait for one target.
 const QUEUE: usize = 2;
@@ -41,7 +43,8 @@ pub(crate) async fn run(engine: &Arc<Engine>, upload: &Arc<Upload>, leases: Vec<
             chunks,
             cut: cuts,
         };
-        tasks.spawn(deliver(engine.clone(), lease, feed));
+        let span = trace::delivery(&lease);
+        tasks.spawn(deliver(engine.clone(), lease, feed).instrument(span));
     }
     drop(ready);
     let mut pump = Pump {

@@ -8,6 +8,8 @@ use shared::checksum::Crc64;
 use shared::failpoint::{self, Step};
 use shared::failure::FailureClass;
 use shared::store::{Attested, BlobMeta, BlobStat, Commit, Condition, ReadBack, Staged};
+use shared::telemetry::SPANS;
+use tracing::instrument;
 
 use crate::deadline::{CALL_LIMIT, PART_LIMIT, within};
 use crate::failure::Failure;
@@ -29,6 +31,7 @@ enum Place<'a> {
 
 impl Copy {
     /// Makes the complete copy visible if it is the file that was received.
+    #[instrument(target = SPANS, name = "verify", skip_all)]
     pub(crate) async fn finish(&mut self) -> Result<(), Stopped> {
         let Some(staging) = &self.staging else { return Ok(()) };
         let staged = staging.staged.clone();

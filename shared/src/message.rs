@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::checksum::Crc64;
 use crate::manifest::Manifest;
 use crate::report::{Action, Report};
+use crate::telemetry::TraceContext;
 use crate::upload::{DeliveryRecord, UploadId};
 
 /// Media type of a message's body.
@@ -87,16 +88,32 @@ impl Queue {
     }
 }
 
-/// Who makes messages: the process's name in their `source`.
+/// Who makes messages: the process's name in their `source`, and the span in their `traceparent`.
 #[derive(Clone, Debug)]
-pub struct Source(String);
+pub struct Source {
+    name: String,
+    traceparent: Option<String>,
+}
 
 impl Source {
     /// `service` on this host.
     #[must_use]
     pub fn new(service: &str) -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        Self(format!("/{service}/{host}"))
+        Self {
+            name: format!("/{service}/{host}"),
+            traceparent: None,
+        }
+    }
+
+    /// The same within the span that the caller is in: for messages that are made elsewhere, as in a change of a
+    /// record, which runs on a thread of the records.
+    #[must_use]
+    pub fn here(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            traceparent: TraceContext::current().map(|context| context.to_string()),
+        }
     }
 
     /// A work message.
@@ -114,7 +131,12 @@ impl Source {
             seq: record.seq + 1,
             force: false,
         });
-        self.work(&work, record.upload_id)
+        let message = self.work(&work, record.upload_id);
+        Message {
+            // Whoever publishes it again may have no span of its own: then it follows the work before.
+            traceparent: message.traceparent.or_else(|| record.traceparent.clone()),
+            ..message
+        }
     }
 
     /// An event.
@@ -143,10 +165,13 @@ impl Source {
             route,
             delay: None,
             kind: kind.to_owned(),
-            source: self.0.clone(),
+            source: self.name.clone(),
             subject,
             time: Timestamp::now(),
-            traceparent: None,
+            traceparent: self
+                .traceparent
+                .clone()
+                .or_else(|| TraceContext::current().map(|context| context.to_string())),
             data,
         }
     }

@@ -2,16 +2,21 @@
 
 use std::error::Error;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Arg, ArgAction, Command};
 
 use crate::build;
 use crate::config::{Config, Defaults, Lookup, environment};
 use crate::preflight::Preflight;
+use crate::shutdown;
 use crate::telemetry::{self, Chain};
 
 /// Exit code for what cannot be started: nothing was done. Spec: faults.md 17, 77.
 const NOT_STARTED: u8 = 2;
+
+/// The longest that the end of a program waits for the collector of its traces.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// Why a program could not start.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -75,12 +80,16 @@ where
     C: Config,
     F: Future<Output = Result<(), Failure>>,
 {
-    let _logs = telemetry::init(config.common().log_format)?;
+    let telemetry = telemetry::init(config.common())?;
+    let grace = config.common().shutdown_grace;
     for warning in &config.common().warnings {
         tracing::warn!("{warning}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(config))
+    let served = runtime.block_on(serve(config));
+    drop(runtime); // the spans of what it breaks off end here
+    telemetry.end(shutdown::left_of(grace).min(LAST_SPANS));
+    served
 }
 
 fn refuse(reason: &dyn std::fmt::Display) -> ExitCode {

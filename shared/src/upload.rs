@@ -103,6 +103,10 @@ pub struct UploadRecord {
     pub targets: Vec<ResolvedTarget>,
     /// How often its work message was published again (core.md §5, reconciliation).
     pub reconciled: u32,
+    /// W3C trace context of the request that made it, then of its finishing: what goes on without a request follows
+    /// that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
     /// Messages that follow from this state and are not known to be on the bus.
     pub outbox: Vec<Message>,
 }
@@ -312,6 +316,9 @@ pub struct DeliveryRecord {
     pub published_at: Timestamp,
     /// How often reconciliation published it again.
     pub reconciled: u32,
+    /// W3C trace context of the last work on it, first of the upload's finishing: what comes again follows that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
     /// Messages that follow from this state and are not known to be on the bus.
     pub outbox: Vec<Message>,
 }
@@ -391,6 +398,7 @@ impl DeliveryRecord {
             issues: Vec::new(),
             published_at: now,
             reconciled: 0,
+            traceparent: None,
             outbox: Vec::new(),
         }
     }

@@ -10,6 +10,7 @@ pub mod client;
 pub mod contract;
 pub mod metrics;
 pub mod oracle;
+pub mod otlp;
 pub mod pattern;
 pub mod raw;
 pub mod refusal;

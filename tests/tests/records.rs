@@ -95,6 +95,7 @@ fn receiving() -> UploadRecord {
         completed: None,
         targets: Vec::new(),
         reconciled: 0,
+        traceparent: None,
         outbox: Vec::new(),
     }
 }

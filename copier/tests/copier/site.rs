@@ -177,6 +177,7 @@ impl Site {
             claim: None,
             completed: Some(Completed { crc64nvme, at: now }),
             reconciled: 0,
+            traceparent: None,
             outbox: vec![Self::announcement(id, crc64nvme)],
         };
         self.foundation.records.create(record).await.unwrap();

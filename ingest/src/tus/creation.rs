@@ -2,19 +2,26 @@
 
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse, web};
+use shared::upload::UploadId;
 
 use super::body::receive;
 use super::error::TusError;
 use super::headers::{self, BodyLength, CreationHeaders};
 use super::routes::Tus;
+use super::trace;
 use crate::uploads::{Ended, NewUpload, UploadError};
 
-/// `POST /files/`: makes an upload, and takes the bytes that come with it.
+/// `POST /files/`: makes the upload `id`, and takes the bytes that come with it.
 ///
 /// # Errors
 /// 400 a header, or a name that no target can have; 413 too long; 507 no room. Nothing is left behind then. A body
 /// that stops early leaves an upload that goes on from there.
-pub(super) async fn create(request: &HttpRequest, body: web::Payload, tus: &Tus) -> Result<HttpResponse, TusError> {
+pub(super) async fn create(
+    request: &HttpRequest,
+    id: UploadId,
+    body: web::Payload,
+    tus: &Tus,
+) -> Result<HttpResponse, TusError> {
     let headers = CreationHeaders::parse(request)?;
     let ticket = tus.drain.admit().map_err(|_| TusError::Draining)?;
     let uploads = &tus.uploads;
@@ -28,13 +35,14 @@ pub(super) async fn create(request: &HttpRequest, body: web::Payload, tus: &Tus)
     let manifest = headers.parsed.to_manifest();
     let record = uploads
         .create(NewUpload {
+            id,
             length: headers.length,
             metadata: headers.metadata,
             manifest,
         })
         .await?;
 
-    let id = record.id;
+    trace::note_upload(id);
     let location = format!(
         "http://{}{}{id}",
         headers::authority(request),

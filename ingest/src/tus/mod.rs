@@ -8,6 +8,7 @@ mod error;
 mod headers;
 mod routes;
 mod termination;
+mod trace;
 
 pub(crate) use routes::{Tus, serve};
 

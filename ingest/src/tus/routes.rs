@@ -7,9 +7,10 @@ use actix_web::http::{Method, StatusCode};
 use actix_web::{HttpRequest, HttpResponse, web};
 use shared::admin;
 use shared::upload::UploadId;
+use tracing::Instrument as _;
 
 use super::error::TusError;
-use super::{VERSION, core, creation, download, headers, termination};
+use super::{VERSION, core, creation, download, headers, termination, trace};
 use crate::drain::Drain;
 use crate::uploads::Uploads;
 
@@ -25,7 +26,8 @@ pub(crate) struct Tus {
 
 /// What a path below the upload path names.
 enum Resource {
-    Collection,
+    /// With the id of the upload that a POST makes: drawn first, for it names the trace of that request.
+    Collection(UploadId),
     Upload(UploadId),
     Unknown,
 }
@@ -39,14 +41,24 @@ pub(crate) async fn serve(request: HttpRequest, body: web::Payload, tus: web::Da
     }
     let resource = resource(request.path(), upload_path);
     let method = headers::method(&request);
-    let answer = match &method {
-        Ok(method) => {
-            tus.uploads.metrics.count_tus_request(method.as_str());
-            dispatch(&request, method, resource, body, &tus).await
-        }
-        Err(error) => Err(error.clone_refusal()),
+    let (route, id) = match resource {
+        Resource::Collection(new) => (Some(upload_path.clone()), Some(new)),
+        Resource::Upload(id) => (Some(format!("{upload_path}{{id}}")), Some(id)),
+        Resource::Unknown => (None, None),
     };
-    let mut response = answer.unwrap_or_else(|error| error.response(&request, &tus.uploads.config));
+    let span = trace::span(&request, method.as_ref().ok(), route.as_deref(), id);
+    let answer = async {
+        let answer = match &method {
+            Ok(method) => {
+                tus.uploads.metrics.count_tus_request(method.as_str());
+                dispatch(&request, method, resource, body, &tus).await
+            }
+            Err(error) => Err(error.clone_refusal()),
+        };
+        answer.unwrap_or_else(|error| error.response(&request, &tus.uploads.config))
+    };
+    let mut response = answer.instrument(span.clone()).await;
+    trace::note_answer(&span, response.status());
     response.headers_mut().insert(
         HeaderName::from_static("tus-resumable"),
         HeaderValue::from_static(VERSION),
@@ -67,11 +79,14 @@ async fn dispatch(
     if !matches!(*method, Method::OPTIONS | Method::GET) {
         headers::expect_version(request)?;
     }
+    if let Resource::Upload(id) = resource {
+        trace::note_upload(id);
+    }
     match (resource, method.as_str()) {
         (Resource::Unknown, _) => Err(TusError::UnknownPath),
         (_, "OPTIONS") => Ok(core::options(&tus.uploads.config)),
-        (Resource::Collection, "POST") => creation::create(request, body, tus).await,
-        (Resource::Collection, _) => Err(TusError::MethodNotAllowed("OPTIONS, POST")),
+        (Resource::Collection(new), "POST") => creation::create(request, new, body, tus).await,
+        (Resource::Collection(_), _) => Err(TusError::MethodNotAllowed("OPTIONS, POST")),
         (Resource::Upload(id), "HEAD") => core::head(id, &tus.uploads).await,
         (Resource::Upload(id), "PATCH") => core::append(request, id, body, tus).await,
         (Resource::Upload(id), "DELETE") => termination::terminate(id, &tus.uploads).await,
@@ -83,7 +98,7 @@ async fn dispatch(
 /// Both `/files` and `/files/` are the collection; what follows is an upload id or nothing of ours.
 fn resource(path: &str, upload_path: &str) -> Resource {
     match path.strip_prefix(upload_path.trim_end_matches('/')) {
-        Some("" | "/") => Resource::Collection,
+        Some("" | "/") => Resource::Collection(UploadId::random()),
         Some(rest) => match rest.strip_prefix('/').map(str::parse) {
             Some(Ok(id)) => Resource::Upload(id),
             _ => Resource::Unknown,
@@ -113,8 +128,8 @@ mod tests {
     #[test]
     fn only_the_collection_and_uuids_are_resources() {
         let id = UploadId::random();
-        assert!(matches!(resource("/files", "/files/"), Resource::Collection));
-        assert!(matches!(resource("/files/", "/files/"), Resource::Collection));
+        assert!(matches!(resource("/files", "/files/"), Resource::Collection(_)));
+        assert!(matches!(resource("/files/", "/files/"), Resource::Collection(_)));
         assert!(matches!(resource(&format!("/files/{id}"), "/files/"), Resource::Upload(found) if found == id));
         for path in [
             "/filesx",

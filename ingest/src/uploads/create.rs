@@ -7,13 +7,17 @@ use shared::checksum::Crc64;
 use shared::config::Durability;
 use shared::failpoint::{self, Step};
 use shared::manifest::{self, Manifest};
+use shared::telemetry::TraceContext;
 use shared::upload::{UploadId, UploadRecord, UploadState};
+use tracing::Instrument as _;
 
 use super::{UploadError, Uploads};
 
 /// What a sender asks for.
 #[derive(Debug)]
 pub(crate) struct NewUpload {
+    /// Never used before.
+    pub(crate) id: UploadId,
     /// `Upload-Length`; `None`: deferred.
     pub(crate) length: Option<u64>,
     /// `Upload-Metadata` as it came.
@@ -30,7 +34,7 @@ impl Uploads {
     pub(crate) async fn create(self: &Arc<Self>, new: NewUpload) -> Result<UploadRecord, UploadError> {
         self.check_size(new.length)?;
         manifest::check_file_names(&new.manifest).map_err(|error| UploadError::Manifest(error.to_string()))?;
-        let (id, now) = (UploadId::random(), Timestamp::now());
+        let (id, now) = (new.id, Timestamp::now());
         let mut manifest = new.manifest;
         let transforms = manifest::add_keys(&mut manifest, id, now);
         // The names are resolved for good at the end; a file that cannot be named is refused before it is sent.
@@ -57,6 +61,7 @@ impl Uploads {
             completed: None,
             targets: Vec::new(),
             reconciled: 0,
+            traceparent: TraceContext::current().map(|context| context.to_string()),
             outbox: Vec::new(),
         };
         self.announce_creation(&mut record, transforms);
@@ -111,7 +116,8 @@ impl Uploads {
                     Ok(_) => {}
                     Err(error) => tracing::warn!(upload_id = %id, %error, "announcing is left to the sweeper"),
                 }
-            },
+            }
+            .in_current_span(),
             &self.runtime,
         );
     }

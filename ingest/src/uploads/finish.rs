@@ -10,10 +10,11 @@ use shared::config::Durability;
 use shared::failpoint::{self, Step};
 use shared::records::{Edited, RecordError, Verdict};
 use shared::store::{BlobErrorKind, BlobMeta, BlobOp, Commit, Condition, Identity};
-use shared::telemetry::Chain;
+use shared::telemetry::{Chain, Origin, SPANS, TraceContext, here_or};
 use shared::upload::{Completed, UploadId, UploadRecord, UploadState};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::{UploadError, Uploads};
 
@@ -52,9 +53,10 @@ impl Uploads {
         crc: Option<Crc64>,
     ) -> Result<(), UploadError> {
         let uploads = self.clone();
-        let finishing = self
-            .tasks
-            .spawn_on(async move { uploads.finish(id, crc).await }, &self.runtime);
+        let finishing = self.tasks.spawn_on(
+            async move { uploads.finish(id, crc).await }.in_current_span(),
+            &self.runtime,
+        );
         finishing.await.map_err(|_| UploadError::BrokenOff(id))?
     }
 
@@ -66,7 +68,8 @@ impl Uploads {
                 if let Err(error) = uploads.finish(id, None).await {
                     tracing::warn!(upload_id = %id, error = %Chain(&error), "finishing is left to the sweeper");
                 }
-            },
+            }
+            .in_current_span(),
             &self.runtime,
         );
     }
@@ -97,7 +100,10 @@ impl Uploads {
             if let Some(hold) = self.claims.take(ClaimKey::Upload(id), record.claim.as_ref()).await {
                 let hold = Arc::new(hold);
                 if let Some(record) = self.claim(&hold, id).await? {
-                    return self.finish_claimed(hold, record, crc).await;
+                    let span = tracing::info_span!(target: SPANS, "finish", ferry.upload_id = %id);
+                    // The sweeper has no span: it goes on after the request that made the upload.
+                    let span = here_or(span, || Origin::after(id, record.traceparent.as_deref()));
+                    return self.finish_claimed(hold, record, crc).instrument(span).await;
                 }
             }
             if Instant::now() > deadline {
@@ -288,6 +294,7 @@ impl Uploads {
             Verdict::WriteDurably
         };
         let (hold, boot) = (hold.clone(), self.boot.clone());
+        let traceparent = TraceContext::current().map(|here| here.to_string());
         let edit = move |record: &mut UploadRecord| {
             // A sync that failed for somebody else meanwhile would not have failed for this commit again.
             let relied_on = record.on_disk.written_in.as_ref() == Some(&boot);
@@ -299,6 +306,7 @@ impl Uploads {
             record.checkpoint = crc;
             record.completed = Some(completed.clone());
             record.targets = targets.clone();
+            record.traceparent.clone_from(&traceparent);
             record.outbox.extend(messages.iter().cloned());
             verdict
         };

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use shared::records::Verdict;
 use shared::upload::{DeliveryState, UploadId, UploadRecord, UploadState};
 
+use tracing::Instrument as _;
+
 use super::{UploadError, Uploads};
 
 impl Uploads {
@@ -82,7 +84,8 @@ impl Uploads {
                 if let Err(error) = uploads.remove_terminated(id).await {
                     tracing::warn!(upload_id = %id, %error, "removing is left to the sweeper");
                 }
-            },
+            }
+            .in_current_span(),
             &self.runtime,
         );
     }

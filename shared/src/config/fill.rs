@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::setting::{Reader, Setting};
+use super::traces::traces;
 use super::values::SinkKind;
 use super::{Common, Config, CopierConfig, IngestConfig, Settings, SinkConfig, UpConfig, table};
 use crate::preflight::Preflight;
@@ -144,6 +145,7 @@ fn common(reader: &mut Reader<'_>) -> Option<Common> {
     let reconcile_after = reader.get(&table::RECONCILE_AFTER);
     let log_format = reader.get(&table::LOG_FORMAT);
     reader.get(&table::RUST_LOG);
+    let traces = traces(reader);
     refuse_all(reader, table::NOT_HERE);
     for (name, what) in all(table::NO_EFFECT) {
         if reader.said(name).is_some() {
@@ -158,6 +160,7 @@ fn common(reader: &mut Reader<'_>) -> Option<Common> {
         edav_store: edav_store?,
         report_sinks: report_sinks?,
         log_format: log_format?,
+        traces: traces?,
         shutdown_grace: shutdown_grace?,
         claim_lease: claim_lease?,
         sweep_interval: sweep_interval?,

@@ -11,6 +11,7 @@ mod fill;
 mod problems;
 mod setting;
 mod table;
+mod traces;
 mod values;
 
 use std::io;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 pub use problems::Problems;
 pub use setting::{Defaults, Lookup, environment, layered};
+pub use traces::{TraceChoice, TraceConfig, TraceExport, TraceSampler};
 
 use crate::preflight::Preflight;
 use crate::store::StoreUrl;
@@ -123,6 +125,8 @@ pub struct Common {
     pub report_sinks: Vec<SinkConfig>,
     /// `LOG_FORMAT`.
     pub log_format: LogFormat,
+    /// `OTEL_*`.
+    pub traces: TraceConfig,
     /// `SHUTDOWN_GRACE`.
     pub shutdown_grace: Duration,
     /// `CLAIM_LEASE`: a claim whose beat stood still this long is free.

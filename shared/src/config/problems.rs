@@ -60,8 +60,10 @@ pub(super) fn printable(value: &str) -> String {
         .collect()
 }
 
+/// Stands for what is not shown.
+pub(super) const HIDDEN: &str = "[redacted]";
+
 fn redacted(value: &str) -> String {
-    const HIDDEN: &str = "[redacted]";
     let Some((scheme, rest)) = value.split_once("://") else {
         // A connection string or a bare token where something else belongs: `…;AccountKey=…`, `?sig=…`.
         let lower = value.to_ascii_lowercase();

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::problems::{Problems, printable};
+use super::problems::{HIDDEN, Problems, printable};
 use super::values::Parsed;
 
 /// Looks a variable up: [`environment`] in a service, a map in a test.
@@ -64,6 +64,21 @@ pub(super) struct Setting<T> {
     pub(super) help: &'static str,
     /// Text to value, or to what is allowed.
     pub(super) parse: fn(&str) -> Parsed<T>,
+    /// No part of the value is ever printed.
+    pub(super) secret: bool,
+}
+
+impl<T> Setting<T> {
+    /// A setting whose value is nobody's business.
+    pub(super) const fn secret(self) -> Self {
+        Self {
+            secret: true,
+            name: self.name,
+            unset: self.unset,
+            help: self.help,
+            parse: self.parse,
+        }
+    }
 }
 
 /// A setting as it was met by a [`Reader`].
@@ -74,6 +89,18 @@ struct Met {
     unset: Unset,
     program_default: Option<String>,
     value: String,
+    secret: bool,
+}
+
+impl Met {
+    /// The value, as far as it may be shown.
+    fn shown(&self) -> &str {
+        if self.secret && !self.value.is_empty() {
+            HIDDEN
+        } else {
+            &self.value
+        }
+    }
 }
 
 /// Reads settings one after the other and goes on after a bad one.
@@ -114,13 +141,15 @@ impl<'a> Reader<'a> {
                 unset: setting.unset,
                 program_default,
                 value: text.clone().unwrap_or_default(),
+                secret: setting.secret,
             });
         }
         match (text, setting.unset) {
             (Some(text), _) => match parse(setting, &text) {
                 Ok(value) => Some(value),
                 Err(allowed) => {
-                    self.problems.value(name, &text, &allowed);
+                    let shown = if setting.secret { HIDDEN } else { &text };
+                    self.problems.value(name, shown, &allowed);
                     None
                 }
             },
@@ -146,7 +175,7 @@ impl<'a> Reader<'a> {
     pub(super) fn refuse<T>(&mut self, setting: &Setting<T>, allowed: &str) {
         let value = self.met.iter().find(|met| met.name == setting.name);
         match value.filter(|met| !met.value.is_empty()) {
-            Some(met) => self.problems.value(setting.name, &met.value, allowed),
+            Some(met) => self.problems.value(setting.name, met.shown(), allowed),
             None => self.problems.missing(setting.name, allowed),
         }
     }
@@ -179,7 +208,7 @@ impl<'a> Reader<'a> {
         self.met.iter().fold(String::new(), |mut text, met| {
             text.push_str(met.name);
             text.push('=');
-            text.push_str(&printable(&met.value));
+            text.push_str(&printable(met.shown()));
             text.push('\n');
             text
         })

@@ -10,12 +10,18 @@ use super::values::{self, Parsed, SinkKind};
 use super::{BusUrl, Durability, LogFormat, RecordsUrl};
 use crate::store::StoreUrl;
 
-const fn setting<T>(name: &'static str, unset: Unset, help: &'static str, parse: fn(&str) -> Parsed<T>) -> Setting<T> {
+pub(super) const fn setting<T>(
+    name: &'static str,
+    unset: Unset,
+    help: &'static str,
+    parse: fn(&str) -> Parsed<T>,
+) -> Setting<T> {
     Setting {
         name,
         unset,
         help,
         parse,
+        secret: false,
     }
 }
 
@@ -241,6 +247,17 @@ pub(super) const NOT_HERE: &[(&[&str], &str)] = &[
         &["REPORT_RABBITMQ_URL", "REPORT_GRAPHQL_URL", "REPORT_REST_URL"],
         "its report sink is not in this version of Ferry, REPORT_SINKS has jsonl",
     ),
+    (
+        &[
+            "OTEL_EXPORTER_OTLP_CERTIFICATE",
+            "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
+            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+            "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
+            "OTEL_EXPORTER_OTLP_CLIENT_KEY",
+            "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY",
+        ],
+        "certificates of its own for the collector are not in this version of Ferry, the system's are used",
+    ),
     // The original's, which ours does not have at all. Spec: http.md §7.
     (
         &[
@@ -304,8 +321,36 @@ pub(super) const AUTHORIZATION: &str = "authorization is not in this version of 
 /// Variables without an effect that harms nobody: said in the log, no more.
 pub(super) const NO_EFFECT: &[(&[&str], &str)] = &[
     (
-        &["OTEL_EXPORTER_OTLP_ENDPOINT"],
-        "traces are not in this version of Ferry",
+        &[
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+            "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+            "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+        ],
+        "only traces are exported; write it without TRACES_",
+    ),
+    (
+        &[
+            "OTEL_EXPORTER_OTLP_COMPRESSION",
+            "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
+            "OTEL_BSP_SCHEDULE_DELAY",
+            "OTEL_BSP_EXPORT_TIMEOUT",
+            "OTEL_BSP_MAX_QUEUE_SIZE",
+            "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+        ],
+        "spans go out as they are, at most 512 in a request, a second after the first of them",
+    ),
+    (
+        &["OTEL_PROPAGATORS"],
+        "traces are carried by traceparent and tracestate",
+    ),
+    (
+        &[
+            "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+            "OTEL_METRICS_EXPORTER",
+            "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT",
+            "OTEL_LOGS_EXPORTER",
+        ],
+        "metrics are at /metrics and the log is on standard error",
     ),
     (
         &["METRICS_LABELS_FROM_MANIFEST"],

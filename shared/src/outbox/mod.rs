@@ -7,6 +7,7 @@ mod redrive;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
 pub use reconcile::Reconciler;
@@ -16,7 +17,7 @@ use crate::bus::{Bus, BusError, PublishError};
 use crate::failpoint::{self, Step};
 use crate::message::Message;
 use crate::records::{RecordError, Records, Verdict};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Origin, SPANS, here_or};
 use crate::upload::{DeliveryRecord, UploadRecord};
 
 /// Publishes what follows from records. Any number of processes may do so for the same record: each message keeps
@@ -40,6 +41,23 @@ pub enum OutboxError {
     /// The bus could not be asked or told.
     #[error("the dead letters could not be looked through")]
     Bus(#[from] BusError),
+}
+
+/// The span of publishing `messages`, of one upload. Whoever does it for somebody else that has died has no span.
+fn span(messages: &[Message]) -> Span {
+    let span = tracing::info_span!(
+        target: SPANS,
+        "publish",
+        otel.kind = "producer",
+        messaging.system = "ferry",
+        messaging.operation.name = "publish",
+        messaging.operation.type = "send",
+        messaging.batch.message_count = messages.len(),
+    );
+    match messages.first() {
+        Some(first) => here_or(span, || Origin::after(first.subject, first.traceparent.as_deref())),
+        None => span,
+    }
 }
 
 impl Outbox {
@@ -100,7 +118,7 @@ impl Outbox {
 
     /// Ids of the messages that the bus has now, and the first failure.
     async fn publish(&self, messages: &[Message]) -> (Vec<Uuid>, Option<PublishError>) {
-        let answers = self.bus.publish(messages.to_vec()).await;
+        let answers = self.bus.publish(messages.to_vec()).instrument(span(messages)).await;
         let mut taken = Vec::with_capacity(messages.len());
         let mut failure = None;
         for (message, answer) in messages.iter().zip(answers) {

@@ -104,7 +104,7 @@ impl Reconciler {
     }
 
     async fn republish(&self, delivery: &DeliveryRecord) -> Result<bool, OutboxError> {
-        let (seq, source) = (delivery.seq, self.source.clone());
+        let (seq, source) = (delivery.seq, self.source.here());
         let edit = move |record: &mut DeliveryRecord| {
             if record.seq != seq {
                 return Verdict::Leave; // somebody is at it

@@ -45,7 +45,7 @@ impl Redrive {
         if self.records.upload(delivery.upload_id).await?.state.is_gone() {
             return Ok(false);
         }
-        let source = self.source.clone();
+        let source = self.source.here();
         let edit = move |record: &mut DeliveryRecord| {
             if record.state != DeliveryState::Failed {
                 return Verdict::Leave;
@@ -54,6 +54,7 @@ impl Redrive {
             *record = DeliveryRecord {
                 seq: record.seq,
                 run: record.run + 1,
+                traceparent: record.traceparent.take(),
                 outbox: std::mem::take(&mut record.outbox),
                 ..DeliveryRecord::pending(record.upload_id, record.to.clone(), now)
             };

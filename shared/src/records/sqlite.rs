@@ -371,7 +371,10 @@ fn ids(messages: &[Message]) -> Vec<Uuid> {
 /// Deliveries exist from the moment on that their upload is committed.
 fn insert_deliveries(connection: &Connection, record: &UploadRecord) -> Result<(), DatabaseError> {
     for target in &record.targets {
-        let delivery = DeliveryRecord::pending(record.id, target.clone(), record.changed_at);
+        let delivery = DeliveryRecord {
+            traceparent: record.traceparent.clone(),
+            ..DeliveryRecord::pending(record.id, target.clone(), record.changed_at)
+        };
         connection
             .prepare_cached(
                 "INSERT OR IGNORE INTO deliveries (upload, target, seq, state, open, outbox, body)

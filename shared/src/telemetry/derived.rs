@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 
-use super::{logs, process, sync_errors};
+use super::{export, logs, process, sync_errors};
 
 /// A name of the original and ours, both without labels.
 const SAME_COUNTERS: [(&str, &str); 4] = [
@@ -64,6 +64,11 @@ pub(super) fn families(families: &[MetricFamily]) -> Vec<MetricFamily> {
         "ferry_log_dropped_total",
         "Log lines dropped because nobody read standard error.",
         logs::dropped_lines(),
+    ));
+    derived.push(kept_elsewhere(
+        "ferry_spans_dropped_total",
+        "Spans dropped because the trace collector was away, slow or refused them.",
+        export::dropped_spans(),
     ));
     derived.push(kept_elsewhere(
         "ferry_fsync_errors_total",

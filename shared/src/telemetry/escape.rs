@@ -11,6 +11,8 @@ use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::context::TraceContext;
+
 /// Fields of the text format. Names and values lose their colours by it; the level and the time keep theirs.
 #[derive(Debug)]
 pub(super) struct TextFields;
@@ -25,11 +27,17 @@ impl<'w> FormatFields<'w> for TextFields {
             } else {
                 writer.write_char(c)
             }
-        })
+        })?;
+        // For people the id is noise unless somebody records the trace.
+        match TraceContext::current() {
+            Some(context) if context.is_sampled() => write!(writer, " trace_id={}", context.trace_id()),
+            _ => Ok(()),
+        }
     }
 }
 
-/// A JSON line of `F`. Control characters are only found inside strings there, so they can be escaped afterwards.
+/// A JSON line of `F`, with the trace that it is part of. Control characters are only found inside strings there, so
+/// they can be escaped afterwards.
 #[derive(Debug)]
 pub(super) struct JsonLine<F>(pub(super) F);
 
@@ -42,12 +50,21 @@ where
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut line = String::new();
         self.0.format_event(context, Writer::new(&mut line), event)?;
-        for c in line.trim_end_matches('\n').chars() {
+        let mut line = line.trim_end_matches('\n');
+        let context = TraceContext::current();
+        if context.is_some() {
+            line = line.strip_suffix('}').unwrap_or(line);
+        }
+        for c in line.chars() {
             if unsafe_to_show(c) {
                 write!(writer, "\\u{:04x}", u32::from(c))?; // all of them are below U+10000
             } else {
                 writer.write_char(c)?;
             }
+        }
+        if let Some(context) = context {
+            let (trace, span) = (context.trace_id(), context.span_id());
+            write!(writer, ",\"trace_id\":\"{trace}\",\"span_id\":\"{span}\"}}")?;
         }
         writer.write_char('\n')
     }

@@ -5,15 +5,19 @@ use std::fmt;
 use std::io::{self, IsTerminal as _};
 use std::sync::OnceLock;
 
+use opentelemetry_sdk::trace::SdkTracer;
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::{FilterExt as _, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::{Format, JsonFields};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry};
 
+use super::context::SPANS;
 use super::escape::{JsonLine, TextFields};
+use super::traces;
 use crate::config::LogFormat;
 
 /// Lines that wait for a slow reader of standard error; further ones are dropped and counted.
@@ -28,21 +32,18 @@ static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 /// a second at most.
 #[derive(Debug)]
 #[must_use = "the log ends when this is dropped"]
-pub struct Logs {
+pub(super) struct Logs {
     _writer: WorkerGuard,
 }
 
 /// The log was set up a second time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the log of this process is set up already")]
-pub struct AlreadySetUp;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct AlreadySetUp;
 
 /// Starts the log of this process on standard error: what `RUST_LOG` says (default `info`), in `format`. Lines are
-/// written by a thread of their own, so that a stuck reader stops nothing. Spec: faults.md 74.
-///
-/// # Errors
-/// The log of this process is set up already.
-pub fn init(format: LogFormat) -> Result<Logs, AlreadySetUp> {
+/// written by a thread of their own, so that a stuck reader stops nothing. Spec: faults.md 74. Spans become those of
+/// `tracer`, whatever `RUST_LOG` says.
+pub(super) fn init(format: LogFormat, tracer: SdkTracer) -> Result<Logs, AlreadySetUp> {
     // What is wrong in RUST_LOG is told by the configuration; where there is none, it is left out.
     let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
         Ok(chosen) if !chosen.is_empty() => EnvFilter::builder()
@@ -53,7 +54,8 @@ pub fn init(format: LogFormat) -> Result<Logs, AlreadySetUp> {
     let (writer, guard) = waiting_lines(io::stderr());
     let dropped = writer.error_counter();
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    tracing::subscriber::set_global_default(subscriber(format, filter, colours, writer)).map_err(|_| AlreadySetUp)?;
+    tracing::subscriber::set_global_default(subscriber(format, filter, colours, writer, tracer))
+        .map_err(|_| AlreadySetUp)?;
     DROPPED.get_or_init(|| dropped);
     Ok(Logs { _writer: guard })
 }
@@ -92,7 +94,13 @@ fn waiting_lines(output: impl io::Write + Send + 'static) -> (NonBlocking, Worke
         .finish(output)
 }
 
-fn subscriber<W>(format: LogFormat, filter: EnvFilter, colours: bool, writer: W) -> Box<dyn Subscriber + Send + Sync>
+fn subscriber<W>(
+    format: LogFormat,
+    filter: EnvFilter,
+    colours: bool,
+    writer: W,
+    tracer: SdkTracer,
+) -> Box<dyn Subscriber + Send + Sync>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
@@ -106,7 +114,13 @@ where
             .boxed(),
         LogFormat::Text => layer.fmt_fields(TextFields).with_ansi(colours).boxed(),
     };
-    Box::new(Registry::default().with(layer).with(filter))
+    // Spans of traces would make every line long: a line only has the trace's id.
+    let lines = filter.and(filter_fn(|metadata| metadata.target() != SPANS));
+    Box::new(
+        Registry::default()
+            .with(layer.with_filter(lines))
+            .with(traces::layer(tracer)),
+    )
 }
 
 #[cfg(test)]
@@ -114,7 +128,10 @@ mod tests {
     use std::sync::{Arc, Condvar, Mutex};
     use std::time::Duration;
 
+    use super::super::context::{Origin, TraceContext, begin};
+    use super::super::export::Queue;
     use super::*;
+    use crate::config::{TraceChoice, TraceSampler};
 
     /// A reader of the log; while its lock is held, it is stuck.
     #[derive(Clone, Default)]
@@ -131,11 +148,26 @@ mod tests {
         }
     }
 
+    /// Of traces that are recorded by somebody.
+    fn tracer() -> SdkTracer {
+        let sampler = TraceSampler {
+            choice: TraceChoice::None,
+            parent_based: true,
+        };
+        traces::tracer(sampler, None::<Queue>)
+    }
+
     /// What `write` logs in `format`.
     fn logged(format: LogFormat, colours: bool, write: impl FnOnce()) -> String {
         let written = Written::default();
         let writer = written.clone();
-        let subscriber = subscriber(format, EnvFilter::new("info"), colours, move || writer.clone());
+        let subscriber = subscriber(
+            format,
+            EnvFilter::new("info"),
+            colours,
+            move || writer.clone(),
+            tracer(),
+        );
         tracing::subscriber::with_default(subscriber, write);
         String::from_utf8(written.0.0.lock().unwrap().clone()).unwrap()
     }
@@ -192,13 +224,49 @@ mod tests {
         );
     }
 
+    const SAMPLED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    const UNSAMPLED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+
+    /// Logs a line in a trace, and answers the span it is in.
+    fn log_within(traceparent: &str) -> TraceContext {
+        let parent = TraceContext::parse(traceparent, None).unwrap();
+        let span = tracing::info_span!(target: SPANS, parent: None, "work", ferry.upload_id = "not shown");
+        begin(span, Origin::Within(parent)).in_scope(|| {
+            tracing::info!(n = 1, "within");
+            TraceContext::current().unwrap()
+        })
+    }
+
+    #[test]
+    fn a_line_has_the_id_of_its_trace_and_nothing_else_of_it() {
+        let log = logged(LogFormat::Json, false, || {
+            let span = log_within(UNSAMPLED);
+            tracing::info!(span = %span.span_id(), "without");
+        });
+        let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines[0]["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(lines[0]["span_id"], lines[1]["fields"]["span"]);
+        assert_eq!(lines[1].get("trace_id"), None);
+        assert!(!log.contains("not shown"), "{log}");
+        // People see it where there is a trace to look at.
+        let log = logged(LogFormat::Text, false, || {
+            log_within(SAMPLED);
+            log_within(UNSAMPLED);
+        });
+        let ends = ["within n=1 trace_id=4bf92f3577b34da6a3ce929d0e0e4736", "within n=1"];
+        for (line, end) in log.lines().zip(ends) {
+            assert!(line.ends_with(end), "{line}");
+        }
+        assert_eq!(log.lines().count(), 2);
+    }
+
     /// Fault 74. Were a line waited for, this test would never end.
     #[test]
     fn a_stuck_reader_of_the_log_stops_nobody_and_what_it_misses_is_counted() {
         let written = Written::default();
         let (writer, guard) = waiting_lines(written.clone());
         let dropped = writer.error_counter();
-        let subscriber = subscriber(LogFormat::Json, EnvFilter::new("info"), false, writer);
+        let subscriber = subscriber(LogFormat::Json, EnvFilter::new("info"), false, writer, tracer());
         let stuck = written.0.0.lock().unwrap();
         let lines = WAITING_LINES + 100;
         tracing::subscriber::with_default(subscriber, || {

@@ -43,6 +43,7 @@ pub(crate) fn receiving(id: UploadId) -> UploadRecord {
         completed: None,
         targets: Vec::new(),
         reconciled: 0,
+        traceparent: None,
         outbox: Vec::new(),
     }
 }

@@ -29,6 +29,7 @@ pub struct SiteBuilder {
     args: Vec<String>,
     env: Vec<(Option<Part>, String, String)>,
     listen: String,
+    log_is_read: bool,
 }
 
 impl SiteBuilder {
@@ -58,6 +59,13 @@ impl SiteBuilder {
     #[must_use]
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
+        self
+    }
+
+    /// With standard error of all its processes going into pipes that nobody reads.
+    #[must_use]
+    pub fn unread_log(mut self) -> Self {
+        self.log_is_read = false;
         self
     }
 
@@ -115,6 +123,7 @@ impl Site {
             args: Vec::new(),
             env: Vec::new(),
             listen: "127.0.0.1:0".to_owned(),
+            log_is_read: true,
         }
     }
 
@@ -225,6 +234,9 @@ impl Site {
             if of.is_none_or(|of| of == part) {
                 program = program.env(name, value);
             }
+        }
+        if !self.how.log_is_read {
+            program = program.unread_log();
         }
         let place = self.place_mut(part);
         assert!(place.process.is_none(), "{part} runs");

@@ -19,6 +19,7 @@ pub struct Program {
     name: String,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    log_is_read: bool,
 }
 
 impl Program {
@@ -29,6 +30,7 @@ impl Program {
             name: name.to_owned(),
             args: Vec::new(),
             env: Vec::new(),
+            log_is_read: true,
         }
     }
 
@@ -46,6 +48,13 @@ impl Program {
         self
     }
 
+    /// With its standard error going into a pipe that nobody reads.
+    #[must_use]
+    pub fn unread_log(mut self) -> Self {
+        self.log_is_read = false;
+        self
+    }
+
     /// Starts it; its log goes to a file in `folder`.
     ///
     /// # Panics
@@ -53,11 +62,12 @@ impl Program {
     #[must_use]
     pub fn spawn(&self, folder: &Path) -> Process {
         let stdout = folder.join(format!("stdout.{}", Uuid::new_v4()));
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(log_path(folder))
-            .expect("open the log file");
+        let log = if self.log_is_read {
+            let file = OpenOptions::new().create(true).append(true).open(log_path(folder));
+            file.expect("open the log file").into()
+        } else {
+            Stdio::piped() // our end stays open, unread, as long as the process is known
+        };
         let child = Command::new(binary(&self.name))
             .args(&self.args)
             .env_clear()
