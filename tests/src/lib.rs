@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod contract;
+pub mod forgetful;
 pub mod metrics;
 pub mod oracle;
 pub mod otlp;

@@ -3,6 +3,6 @@
 
 pub mod bus;
 pub mod records;
-mod sample;
+pub(crate) mod sample;
 pub mod sqlite;
 pub mod store;
