@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  tests/*.rs ──► site ──► `ferry up`, or `ingest` and copiers, on a folder of its own ──► reports, deliveries
-//!      │            └─ client (TUS), raw (bytes on a socket)
+//!      │            ├─ client (TUS), raw (bytes on a socket)
+//!      │            └─ proxy: the same server behind a bad network
 //!      └──────► contract ──► shared: any implementation of a trait
 //! ```
 
@@ -13,6 +14,7 @@ pub mod metrics;
 pub mod oracle;
 pub mod otlp;
 pub mod pattern;
+pub mod proxy;
 pub mod raw;
 pub mod refusal;
 pub mod reports;
