@@ -99,7 +99,7 @@ async fn fate(engine: &Arc<Engine>, message: &Message) -> Result<Fate, RecordErr
         Err(state) if state.is_gone() => return Ok(Fate::Bury(format!("the upload is {}", state.as_str()))),
         Err(_) => return Ok(Fate::Later(shortest)),
     };
-    let deliveries = deliveries(engine, upload.id).await?;
+    let deliveries = deliveries(engine, upload.id, &work).await?;
     if let Work::CopyDelivery(asked) = &work
         && !deliveries.iter().any(|delivery| delivery.to.target == asked.target)
     {
@@ -155,14 +155,15 @@ fn finished(record: UploadRecord) -> Result<Upload, UploadState> {
     }
 }
 
-/// The deliveries of an upload, once nobody in this process is just letting go of one.
-async fn deliveries(engine: &Engine, id: UploadId) -> Result<Vec<DeliveryRecord>, RecordError> {
+/// The deliveries of an upload, once nobody in this process is just letting go of one that `work` is about.
+async fn deliveries(engine: &Engine, id: UploadId, work: &Work) -> Result<Vec<DeliveryRecord>, RecordError> {
     let (times, pause) = LETTING_GO;
     for _ in 0..times {
         let deliveries = engine.records.deliveries(id).await?;
         let letting_go = |delivery: &DeliveryRecord| {
             let key = ClaimKey::Delivery(id, delivery.to.target.clone());
-            delivery.claim.is_none() && !delivery.state.is_final() && engine.claims.is_held_here(&key)
+            let is_asked = asks_for(work, &delivery.to.target);
+            is_asked && delivery.claim.is_none() && !delivery.state.is_final() && engine.claims.is_held_here(&key)
         };
         if !deliveries.iter().any(letting_go) {
             return Ok(deliveries);
@@ -170,6 +171,16 @@ async fn deliveries(engine: &Engine, id: UploadId) -> Result<Vec<DeliveryRecord>
         tokio::time::sleep(pause).await;
     }
     engine.records.deliveries(id).await
+}
+
+/// Whether `work` is about the copy to `target`.
+fn asks_for(work: &Work, target: &str) -> bool {
+    match work {
+        Work::CopyUpload(_) => true,
+        Work::CopyContinue(work) => work.targets.iter().any(|asked| asked == target),
+        Work::CopyDelivery(work) => work.target == target,
+        Work::Report(_) => false,
+    }
 }
 
 /// What a message means for one delivery.
@@ -188,16 +199,13 @@ enum Choice {
 /// The record decides, whatever message comes: so it may come twice, late, or out of order. The messages' `seq` is
 /// not looked at, because beats and publications raise the record's as well.
 fn choose(work: &Work, delivery: &DeliveryRecord, now: Timestamp, longest: Duration) -> Choice {
-    let target = &delivery.to.target;
-    let (asked, run, force) = match work {
-        Work::CopyUpload(_) => (true, None, false),
-        Work::CopyContinue(work) => (work.targets.contains(target), None, false),
-        Work::CopyDelivery(work) => (work.target == *target, Some(work.run), work.force),
-        Work::Report(_) => (false, None, false),
-    };
-    if !asked {
+    if !asks_for(work, &delivery.to.target) {
         return Choice::NotAsked;
     }
+    let (run, force) = match work {
+        Work::CopyDelivery(work) => (Some(work.run), work.force),
+        Work::CopyUpload(_) | Work::CopyContinue(_) | Work::Report(_) => (None, false),
+    };
     if run.is_some_and(|run| run < delivery.run) {
         return Choice::Skip("superseded");
     }

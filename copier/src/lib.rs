@@ -15,6 +15,7 @@ mod deadline;
 mod failure;
 mod job;
 mod outcome;
+mod pieces;
 mod reader;
 mod reports;
 mod retry;

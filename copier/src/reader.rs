@@ -63,8 +63,8 @@ impl Chunk {
         self.offset + self.bytes.len() as u64
     }
 
-    /// What of it lies at and behind `offset`; `None` if nothing does. Targets resume at part borders, so this cuts
-    /// a chunk only where the targets of a job have parts of different sizes.
+    /// What of it lies at and behind `offset`; `None` if nothing does. Targets resume where they were, so this cuts
+    /// few chunks of a slice.
     pub(crate) fn from(mut self, offset: u64) -> Option<Self> {
         let skipped = usize::try_from(offset.saturating_sub(self.offset)).unwrap_or(usize::MAX);
         if skipped >= self.bytes.len() {
@@ -76,6 +76,22 @@ impl Chunk {
             self.offset = offset;
         }
         Some(self)
+    }
+
+    /// The first `len` bytes of it, and what is left.
+    pub(crate) fn split(self, len: usize) -> (Self, Option<Self>) {
+        if len >= self.bytes.len() {
+            return (self, None);
+        }
+        let bytes = self.bytes.slice(..len);
+        let first = Self {
+            offset: self.offset,
+            crc: Crc64::of(&bytes),
+            bytes,
+            _share: self._share.clone(),
+        };
+        let end = first.end();
+        (first, self.from(end))
     }
 }
 

@@ -12,10 +12,14 @@ use crate::deadline::{CALL_LIMIT, PART_LIMIT, within};
 use crate::failure::Failure;
 use crate::target::{Copy, Stopped};
 
-/// Bytes after which a checkpoint is recorded within a slice, so that a killed worker loses little.
+/// A killed worker loses no more than these bytes of a copy, ...
 pub(crate) const CHECKPOINT_BYTES: u64 = 256 * 1024 * 1024;
-/// Time after which one is.
-const CHECKPOINT_TIME: Duration = Duration::from_secs(30);
+/// ... or this part of it: what was read ahead comes on top, and a tenth is the most that may be read twice, ...
+const CHECKPOINT_SHARE: u64 = 32;
+/// ... but for what a target takes in this time: a sync must be worth it.
+const CHECKPOINT_PAUSE: Duration = Duration::from_millis(250);
+/// Time after which a slow copy has a checkpoint, whatever was written.
+const CHECKPOINT_TIME: Duration = Duration::from_secs(5);
 
 /// Unfinished data in the target.
 #[derive(Debug)]
@@ -155,7 +159,7 @@ impl Copy {
     pub(crate) async fn checkpoint_if_due(&mut self) -> Result<(), Stopped> {
         let Some(staging) = &self.staging else { return Ok(()) };
         let unrecorded = staging.copied.covered() - staging.recorded.covered();
-        if unrecorded >= CHECKPOINT_BYTES || staging.recorded_at.elapsed() >= CHECKPOINT_TIME {
+        if is_due(unrecorded, self.lease.upload.size, staging.recorded_at.elapsed()) {
             self.record_checkpoint().await?;
         }
         Ok(())
@@ -189,5 +193,48 @@ impl Copy {
             let (id, staged) = (self.lease.upload.id, staged.id.as_str());
             tracing::warn!(upload_id = %id, target, staged, error = failure.detail, "unfinished data is left");
         }
+    }
+}
+
+/// Whether `unrecorded` bytes of a copy of `size` bytes are worth a checkpoint this long after the last one.
+fn is_due(unrecorded: u64, size: u64, since: Duration) -> bool {
+    unrecorded >= CHECKPOINT_BYTES
+        || since >= CHECKPOINT_TIME
+        || (since >= CHECKPOINT_PAUSE && unrecorded >= size / CHECKPOINT_SHARE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1024 * 1024;
+    const GIB: u64 = 1024 * MIB;
+
+    /// Row 50: what a kill costs, at any speed of the target.
+    #[test]
+    fn less_than_a_tenth_of_a_long_copy_is_ever_without_a_checkpoint() {
+        for size in [256 * MIB, GIB, 100 * GIB] {
+            for mib_per_second in [1, 10, 40, 100] {
+                let (mut since, mut unrecorded, mut most) = (Duration::ZERO, 0, 0);
+                for _ in 0..2048 {
+                    since += Duration::from_millis(1000 / mib_per_second);
+                    unrecorded += MIB;
+                    most = most.max(unrecorded);
+                    if is_due(unrecorded, size, since) {
+                        (since, unrecorded) = (Duration::ZERO, 0);
+                    }
+                }
+                assert!(most * 10 <= size, "{most} of {size} bytes at {mib_per_second} MiB/s");
+            }
+        }
+    }
+
+    #[test]
+    fn a_fast_copy_is_not_held_up_by_syncs() {
+        let seconds = Duration::from_secs;
+        assert!(!is_due(255 * MIB, GIB, Duration::from_millis(249)));
+        assert!(is_due(256 * MIB, 100 * GIB, Duration::ZERO));
+        assert!(!is_due(MIB, 100 * GIB, seconds(4)));
+        assert!(is_due(MIB, 100 * GIB, seconds(5)));
     }
 }

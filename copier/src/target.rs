@@ -13,27 +13,47 @@ use shared::store::{BlobErrorKind, BlobStat, BlobStore, Limits};
 use shared::telemetry::Chain;
 use shared::upload::{CopyCheckpoint, UploadId};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Engine;
 use crate::deadline::{CALL_LIMIT, PART_LIMIT, within};
 use crate::failure::Failure;
 use crate::outcome::{Lease, Unsettled};
+use crate::pieces::Pieces;
 use crate::reader::Chunk;
 use crate::retry::Next;
 use crate::staging::Staging;
+use crate::transfer::READY;
 
 /// What a target gets from the driver of its job.
 #[derive(Debug)]
 pub(crate) struct Feed {
     /// Which of the job's targets this is.
     pub(crate) index: usize,
-    /// Told once, when the target knows from where on it needs the source; dropped if it does not need it.
-    pub(crate) ready: Option<mpsc::Sender<Ready>>,
+    /// It is the only one.
+    pub(crate) alone: bool,
+    /// How far the target has come.
+    pub(crate) tell: mpsc::Sender<Told>,
     /// The ranges; closed at the end of the source or of the slice.
     pub(crate) chunks: mpsc::Receiver<Chunk>,
     /// Ends the copy before that.
     pub(crate) cut: watch::Receiver<Option<Cut>>,
+    /// From then on nothing more is begun in this slice, if something was done.
+    pub(crate) slice_end: Instant,
+}
+
+/// What a target tells the driver of its job, each at most once.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// It waits for a place at its target.
+    Outside(usize),
+    /// It has a place, and looks at its target.
+    Entered(usize),
+    /// It knows from where on it needs the source.
+    Ready(Ready),
+    /// It is done with, for this slice.
+    Ended(usize),
 }
 
 /// A target is ready to be fed.
@@ -106,27 +126,44 @@ pub(crate) struct Copy {
     pub(crate) lease: Lease,
     pub(crate) store: Arc<dyn BlobStore>,
     pub(crate) staging: Option<Staging>,
+    pub(crate) pieces: Pieces,
+    entered: Instant,
     cut: watch::Receiver<Option<Cut>>,
 }
 
 /// Delivers what `lease` holds. Dropped midway it leaves nothing visible, and a claim that ends with its beats.
-pub(crate) async fn deliver(engine: Arc<Engine>, lease: Lease, mut feed: Feed) -> Ended {
+pub(crate) async fn deliver(engine: Arc<Engine>, lease: Lease, feed: Feed) -> Ended {
+    let (tell, index) = (feed.tell.clone(), feed.index);
+    let ended = enter_and_copy(engine, lease, feed).await;
+    tell.send(Told::Ended(index)).await.ok(); // a driver that is gone needs no word
+    ended
+}
+
+async fn enter_and_copy(engine: Arc<Engine>, lease: Lease, mut feed: Feed) -> Ended {
     let target = lease.seen.to.target.clone();
     let mut cut = feed.cut.clone();
-    let entered = unless(&mut cut, &lease.lost, engine.targets.enter(&target)).await;
+    let entered = match engine.targets.enter(&target) {
+        Some(place) => Ok(Some(place)),
+        // It would keep a place of the worker for nothing.
+        None if feed.alone => Ok(None),
+        None => {
+            feed.tell.send(Told::Outside(feed.index)).await.ok(); // without a driver the copy is cut, as seen below
+            unless(&mut cut, &lease.lost, engine.targets.wait_to_enter(&target)).await
+        }
+    };
     let place = match entered {
         Ok(Some(place)) => place,
-        Ok(None) => {
-            let delay = Some(engine.outcomes.policy.shortest());
-            return settled(&lease, engine.outcomes.split_off(&lease, None, delay).await);
-        }
-        Err(Stopped::Cut(Cut::SplitOff)) => {
-            return settled(&lease, engine.outcomes.split_off(&lease, None, None).await);
+        Ok(None) | Err(Stopped::Cut(Cut::SplitOff)) => {
+            let policy = &engine.outcomes.policy;
+            let turn = engine.targets.turn(&target, policy.shortest(), policy.longest());
+            return settled(&lease, engine.outcomes.split_off(&lease, None, Some(turn)).await);
         }
         Err(_) => return Ended::Again,
     };
     let in_flight = engine.metrics.copies_in_flight.with_label_values(&[&target]);
     in_flight.inc();
+    let entered = Instant::now();
+    feed.tell.send(Told::Entered(feed.index)).await.ok(); // as above
     let ended = match engine.targets.store(&target).await {
         Ok(store) => {
             let mut copy = Copy {
@@ -134,6 +171,8 @@ pub(crate) async fn deliver(engine: Arc<Engine>, lease: Lease, mut feed: Feed) -
                 lease,
                 store,
                 staging: None,
+                pieces: Pieces::default(),
+                entered,
                 cut,
             };
             let stopped = copy.run(&mut feed).await;
@@ -178,25 +217,28 @@ impl Copy {
     async fn fill(&mut self, feed: &mut Feed) -> Result<Option<u64>, Stopped> {
         let size = self.lease.upload.size;
         let begun = self.copied().covered();
-        if let Some(ready) = feed.ready.take() {
-            let at = Ready {
-                index: feed.index,
-                offset: begun,
-                limits: self.store.limits().clone(),
-            };
-            // A driver that is gone has cut this copy, which is seen below.
-            let _told = ready.send(at).await;
+        let at = Ready {
+            index: feed.index,
+            offset: begun,
+            limits: self.store.limits().clone(),
+        };
+        if self.entered.elapsed() < READY {
+            let target = self.lease.seen.to.target.as_str();
+            self.engine.targets.note_prompt(target, true);
         }
+        feed.tell.send(Told::Ready(at)).await.ok(); // as above
         // An empty file needs the source too: nobody has seen yet that it is there.
         while size == 0 || self.copied().covered() < size {
+            // What waits in the queue of a slow target would hold up the next slice.
+            if self.copied().covered() > begun && Instant::now() >= feed.slice_end {
+                break;
+            }
             let Some(chunk) = self.unless_cut(feed.chunks.recv()).await? else {
                 break;
             };
-            let Some(chunk) = chunk.from(self.copied().covered()) else {
-                continue;
-            };
-            self.write(chunk).await?;
-            self.checkpoint_if_due().await?;
+            if let Some(chunk) = chunk.from(self.copied().covered()) {
+                self.write(chunk, feed.slice_end).await?;
+            }
         }
         // The driver need not wait for this target any more.
         feed.chunks.close();
@@ -206,24 +248,38 @@ impl Copy {
         Ok((copied == size).then_some(copied - begun))
     }
 
-    async fn write(&mut self, chunk: Chunk) -> Result<(), Stopped> {
+    /// Writes `chunk`, or as much of it as the slice lasts for.
+    async fn write(&mut self, chunk: Chunk, slice_end: Instant) -> Result<(), Stopped> {
+        let mut left = Some(chunk);
+        while let Some(chunk) = left {
+            let (piece, rest) = chunk.split(self.pieces.len(self.store.limits().slots));
+            let begun = Instant::now();
+            self.write_piece(piece).await?;
+            self.pieces.note(begun.elapsed());
+            self.checkpoint_if_due().await?;
+            left = rest.filter(|_| Instant::now() < slice_end);
+        }
+        // Not in what was timed: a test's delay is no slowness of the target.
+        Ok(failpoint::reached(Step::CopyPartWritten).await.map_err(Failure::from)?)
+    }
+
+    async fn write_piece(&mut self, piece: Chunk) -> Result<(), Stopped> {
         let Some(staging) = &mut self.staging else {
             return Ok(());
         };
         let part = self
             .store
-            .write_part(&staging.staged, chunk.offset, chunk.bytes.clone());
+            .write_part(&staging.staged, piece.offset, piece.bytes.clone());
         let write = within(PART_LIMIT, "write part", part, Failure::of_target);
         let part = unless(&mut self.cut, &self.lease.lost, write).await??;
-        failpoint::reached(Step::CopyPartWritten).await.map_err(Failure::from)?;
-        staging.copied = staging.copied.then(chunk.crc);
+        staging.copied = staging.copied.then(piece.crc);
         // Where parts have no mark of their own there is nothing to remember of them.
         if !part.tag.is_empty() {
             staging.tags.push(part);
         }
         let target = self.lease.seen.to.target.as_str();
         let bytes = &self.engine.metrics.copy_bytes;
-        bytes.with_label_values(&[target]).inc_by(chunk.end() - chunk.offset);
+        bytes.with_label_values(&[target]).inc_by(piece.end() - piece.offset);
         Ok(())
     }
 

@@ -14,6 +14,8 @@ use shared::store::{
 };
 use tokio::sync::watch;
 
+use crate::pace::{Line, Pace};
+
 /// What goes wrong with one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -50,6 +52,7 @@ pub(crate) struct Faulty {
     gate: watch::Sender<Option<u64>>,
     at_gate: AtomicUsize,
     reading_back: watch::Sender<bool>,
+    line: Line,
     pub(crate) read_bytes: AtomicU64,
     pub(crate) written_bytes: AtomicU64,
     pub(crate) commits: AtomicUsize,
@@ -70,6 +73,7 @@ impl Faulty {
             gate: watch::Sender::new(None),
             at_gate: AtomicUsize::new(0),
             reading_back: watch::Sender::new(true),
+            line: Line::new(),
             read_bytes: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
             commits: AtomicUsize::new(0),
@@ -98,6 +102,11 @@ impl Faulty {
     /// Whether staged bytes are given back, or the caller waits until they are.
     pub(crate) fn allow_read_back(&self, allowed: bool) {
         self.reading_back.send_replace(allowed);
+    }
+
+    /// From now on it answers like this.
+    pub(crate) fn pace(&self, pace: Pace) {
+        self.line.set(pace);
     }
 
     /// A copy has come as far as the gate: it knows of everything before that as written.
@@ -182,6 +191,7 @@ impl BlobStore for Faulty {
     }
 
     async fn check(&self) -> Result<(), BlobError> {
+        self.line.pass(0).await;
         self.inner.check().await
     }
 
@@ -190,11 +200,13 @@ impl BlobStore for Faulty {
     }
 
     async fn stat(&self, name: &BlobName) -> Result<BlobStat, BlobError> {
+        self.line.pass(0).await;
         self.before(BlobOp::Stat, name)?;
         self.inner.stat(name).await
     }
 
     async fn read(&self, name: &BlobName, range: Range<u64>, if_match: Option<&Tag>) -> Result<Bytes, BlobError> {
+        self.line.pass(0).await;
         let fault = self.before(BlobOp::Read, name)?;
         let bytes = self.inner.read(name, range, if_match).await?;
         self.read_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -206,6 +218,7 @@ impl BlobStore for Faulty {
     }
 
     async fn delete(&self, name: &BlobName) -> Result<(), BlobError> {
+        self.line.pass(0).await;
         self.inner.delete(name).await
     }
 
@@ -220,15 +233,18 @@ impl BlobStore for Faulty {
     }
 
     async fn begin(&self, name: &BlobName, size_hint: Option<u64>) -> Result<Staged, BlobError> {
+        self.line.pass(0).await;
         self.before(BlobOp::Begin, name)?;
         self.inner.begin(name, size_hint).await
     }
 
     async fn exclusive(&self, staged: &Staged) -> Result<WriterGuard, BlobError> {
+        self.line.pass(0).await;
         self.inner.exclusive(staged).await
     }
 
     async fn write_part(&self, staged: &Staged, offset: u64, bytes: Bytes) -> Result<PartTag, BlobError> {
+        self.line.pass(bytes.len()).await;
         self.pass_gate(offset).await;
         let fault = self.before(BlobOp::WritePart, &staged.name)?;
         self.written_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
@@ -247,19 +263,23 @@ impl BlobStore for Faulty {
     }
 
     async fn parts(&self, staged: &Staged) -> Result<Parts, BlobError> {
+        self.line.pass(0).await;
         self.inner.parts(staged).await
     }
 
     async fn truncate(&self, staged: &Staged, size: u64) -> Result<(), BlobError> {
+        self.line.pass(0).await;
         self.inner.truncate(staged, size).await
     }
 
     async fn sync(&self, staged: &Staged) -> Result<(), BlobError> {
+        self.line.pass(0).await;
         self.before(BlobOp::Sync, &staged.name)?;
         self.inner.sync(staged).await
     }
 
     async fn read_staged(&self, staged: &Staged, range: Range<u64>) -> Result<Bytes, BlobError> {
+        self.line.pass(usize::try_from(range.end - range.start).unwrap()).await;
         let mut reading_back = self.reading_back.subscribe();
         reading_back.wait_for(|allowed| *allowed).await.unwrap();
         let fault = self.before(BlobOp::ReadStaged, &staged.name)?;
@@ -267,6 +287,7 @@ impl BlobStore for Faulty {
     }
 
     async fn commit(&self, staged: &Staged, commit: Commit) -> Result<Attested, BlobError> {
+        self.line.pass(0).await;
         let fault = self.before(BlobOp::Commit, &staged.name)?;
         let (size, crc, meta) = (commit.size, commit.crc, commit.meta.clone());
         if fault == Some(Fault::CommitsNothing) {
@@ -293,6 +314,7 @@ impl BlobStore for Faulty {
     }
 
     async fn abort(&self, staged: &Staged) -> Result<(), BlobError> {
+        self.line.pass(0).await;
         self.inner.abort(staged).await
     }
 }

@@ -5,6 +5,8 @@
 mod deliveries;
 mod faults;
 mod faulty;
+mod pace;
 mod reports;
 mod site;
 mod slices;
+mod slow_targets;

@@ -270,7 +270,10 @@ impl BlobStore for Forgetful {
     ) -> Result<BlobStat, BlobError> {
         let put = || {
             let id = self.begun()?;
-            self.change(&id, |file| Ok(file.write(0, &body)))?;
+            self.change(&id, |file| {
+                file.write(0, &body);
+                Ok(())
+            })?;
             let revealed = self.reveal(&path(&id), name, meta, &condition);
             if revealed.is_err()
                 && let Ok(mut state) = self.start.state()
@@ -308,7 +311,10 @@ impl BlobStore for Forgetful {
     }
 
     async fn write_part(&self, staged: &Staged, offset: u64, bytes: Bytes) -> Result<PartTag, BlobError> {
-        let written = self.change(&staged.id, |file| Ok(file.write(place(file, offset)?, &bytes)));
+        let written = self.change(&staged.id, |file| {
+            file.write(place(file, offset)?, &bytes);
+            Ok(())
+        });
         let len = u64::try_from(bytes.len()).expect("a length in memory");
         let part = written.map(|()| PartTag {
             offset,
@@ -340,7 +346,10 @@ impl BlobStore for Forgetful {
     }
 
     async fn truncate(&self, staged: &Staged, size: u64) -> Result<(), BlobError> {
-        let cut = self.change(&staged.id, |file| Ok(file.cut(place(file, size)?)));
+        let cut = self.change(&staged.id, |file| {
+            file.cut(place(file, size)?);
+            Ok(())
+        });
         self.done(BlobOp::Truncate, staged.name.as_str(), cut)
     }
 
