@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use tests::oracle::{Habits, Run, Verdict, seed};
+use tests::oracle::{Habits, Oracle, Run, seed};
 use tests::pattern::Random;
 use tests::site::{Part, Site, SiteBuilder};
 
@@ -20,6 +20,27 @@ const KILLS: usize = 60;
 const SENDERS: usize = 8;
 /// The longest that a process lives, but for its start.
 const LIFE_MS: u64 = 700;
+/// A run that met too little goes on, up to this many times its kills.
+const LONGEST: usize = 4;
+
+/// What a run has to meet, or it shows nothing.
+#[derive(Clone, Copy, Debug)]
+struct Enough {
+    uploads: usize,
+    interrupted: u64,
+    finished_by_head: u64,
+    compared: u64,
+}
+
+impl Enough {
+    fn is_met(self, oracle: &Oracle) -> bool {
+        let counts = &oracle.counts;
+        oracle.promises().len() >= self.uploads
+            && counts.interrupted.get() >= self.interrupted
+            && counts.finished_by_head.get() >= self.finished_by_head
+            && counts.compared.get() >= self.compared
+    }
+}
 
 fn kills() -> usize {
     let given = std::env::var("FERRY_TEST_KILLS").ok();
@@ -28,31 +49,40 @@ fn kills() -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_kill_loses_a_byte_a_delivery_or_a_report() {
-    let verdict = run(Site::build(), kills()).await;
-    // A run that met nothing shows nothing.
-    assert!(verdict.uploads >= 100, "too few uploads: {verdict}");
-    assert!(verdict.interrupted >= 20, "{verdict}");
-    assert!(verdict.finished_by_head >= 5, "{verdict}");
-    assert!(verdict.compared >= 100, "{verdict}");
+    let enough = Enough {
+        uploads: 100,
+        interrupted: 20,
+        finished_by_head: 5,
+        compared: 100,
+    };
+    run(Site::build(), enough).await;
 }
 
 /// Of `ingest` and two copiers any one is killed, and now and then all at once: the others go on with what it had.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_kill_of_one_of_several_processes_loses_a_byte_a_delivery_or_a_report() {
-    let verdict = run(Site::build().copiers(2), kills()).await;
-    assert!(verdict.uploads >= 100, "too few uploads: {verdict}");
-    assert!(verdict.interrupted >= 10, "{verdict}");
-    assert!(verdict.finished_by_head >= 5, "{verdict}");
-    assert!(verdict.compared >= 50, "{verdict}");
+    let enough = Enough {
+        uploads: 100,
+        interrupted: 10,
+        finished_by_head: 5,
+        compared: 50,
+    };
+    run(Site::build().copiers(2), enough).await;
 }
 
-async fn run(site: SiteBuilder, kills: usize) -> Verdict {
+async fn run(site: SiteBuilder, enough: Enough) {
+    let kills = kills();
     let begin = Instant::now();
     let mut random = Random::new(seed());
     let mut site = site.start().await;
     let mut run = Run::begin(&site, SENDERS, Habits::default(), &mut random);
     let mut killed = 0;
-    while killed < kills {
+    while killed < kills || !enough.is_met(run.oracle()) {
+        assert!(
+            killed < LONGEST * kills,
+            "too little was met: {enough:?}, {:?}",
+            run.oracle().counts
+        );
         // The fault itself is what is timed here: any moment in the life of a process.
         tokio::time::sleep(Duration::from_millis(random.below(LIFE_MS))).await;
         assert!(site.is_running(), "it ended by itself");
@@ -86,7 +116,6 @@ async fn run(site: SiteBuilder, kills: usize) -> Verdict {
     println!("{killed} kills in {:?}", begin.elapsed());
     let verdict = run.end(&site, killed).await;
     println!("{verdict}; {:?}", begin.elapsed());
-    verdict
 }
 
 /// One process, or all of them.

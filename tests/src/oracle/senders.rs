@@ -13,6 +13,8 @@ use crate::pattern::Random;
 use crate::raw::SlowPatch;
 
 const MIB: u64 = 1024 * 1024;
+/// The longest that a careless sender waits before it comes back.
+const BACKOFF_MS: u64 = 300;
 
 /// What senders do.
 #[derive(Clone, Copy, Debug)]
@@ -128,6 +130,8 @@ impl Oracle {
                 if drop_before_the_answer(addr, &upload, offset, rest).await.is_err() {
                     self.interrupted(then, "PATCH").await;
                 }
+                // Senders come back at once, or after the server had its time with what they sent.
+                tokio::time::sleep(Duration::from_millis(random.below(BACKOFF_MS))).await;
                 if self.look_again(index, &upload).await == length(content) {
                     self.counts.finished_by_head.one_more();
                 }
