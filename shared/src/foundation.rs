@@ -10,7 +10,7 @@ use crate::database::{self, Database, Durable};
 use crate::health::Check;
 use crate::outbox::Outbox;
 use crate::records::{Records, SqliteRecords};
-use crate::report::{Sink, sinks};
+use crate::report::{Sink, SinkError, sinks};
 use crate::routes::Routes;
 use crate::store::{self, BlobError, BlobStore, StoreUrl, Syncing};
 use crate::telemetry::{Chain, Metrics};
@@ -49,6 +49,9 @@ pub enum OpenError {
     /// The raw store.
     #[error("RAW_STORE")]
     RawStore(#[source] BlobError),
+    /// A report sink, for a reason on this machine.
+    #[error("REPORT_SINKS")]
+    ReportSink(#[source] SinkError),
 }
 
 impl Foundation {
@@ -66,6 +69,7 @@ impl Foundation {
         let RecordsUrl::Sqlite(path) = &common.records;
         let database = Database::open(path, durable)?;
         let raw = store::open(&common.raw_store, syncing, true).map_err(OpenError::RawStore)?;
+        let sinks = sinks(&common.report_sinks, common.report_timeout).map_err(OpenError::ReportSink)?;
         let BusUrl::Embedded = common.bus;
         let bus = EmbeddedBus::new(database.clone());
         let records: Arc<dyn Records> = Arc::new(SqliteRecords::new(database, Some(bus.clone())));
@@ -75,7 +79,7 @@ impl Foundation {
             claims: Claims::new(records.clone(), common.claim_lease),
             outbox: Outbox::new(records.clone(), bus.clone(), metrics.clone()),
             routes: Routes::built_in(common.dex_store.clone(), common.edav_store.clone()),
-            sinks: sinks(&common.report_sinks),
+            sinks,
             raw_url: common.raw_store.clone(),
             records,
             bus,

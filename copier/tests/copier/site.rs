@@ -16,7 +16,7 @@ use shared::failure::FailureClass;
 use shared::foundation::Foundation;
 use shared::manifest::Manifest;
 use shared::message::{CopyUpload, Message, Source, Work};
-use shared::report::{Report, Sink, SinkError};
+use shared::report::{Fate, Report, Sink, SinkError};
 use shared::routes::Target;
 use shared::store::{BlobErrorKind, BlobMeta, BlobStat, BlobStore, Condition, Staged, StagedId};
 use shared::upload::{
@@ -356,6 +356,14 @@ impl Sink for TestSink {
         "test"
     }
 
+    fn at_once(&self) -> usize {
+        1
+    }
+
+    fn takes_late(&self) -> bool {
+        false
+    }
+
     async fn send(&self, report: &Report) -> Result<(), SinkError> {
         *self.tries.lock().unwrap() += 1;
         if let Some(class) = *self.failing.lock().unwrap() {
@@ -363,6 +371,11 @@ impl Sink for TestSink {
                 operation: "send",
                 object: "test".into(),
                 class,
+                fate: if class == FailureClass::Permanent {
+                    Fate::Refused
+                } else {
+                    Fate::Away
+                },
                 retry_after: None,
                 source: "told to".into(),
             });

@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use url::{Host, Url};
+
 use super::setting::{Reader, Setting};
 use super::traces::traces;
 use super::values::SinkKind;
@@ -139,6 +141,7 @@ fn common(reader: &mut Reader<'_>) -> Option<Common> {
     let records = reader.get(&table::RECORDS);
     let bus = reader.get(&table::BUS);
     let report_sinks = sinks(reader);
+    let report_timeout = reader.get(&table::REPORT_TIMEOUT);
     let shutdown_grace = reader.get(&table::SHUTDOWN_GRACE);
     let claim_lease = reader.get(&table::CLAIM_LEASE);
     let sweep_interval = reader.get(&table::SWEEP_INTERVAL);
@@ -159,6 +162,7 @@ fn common(reader: &mut Reader<'_>) -> Option<Common> {
         dex_store: dex_store?,
         edav_store: edav_store?,
         report_sinks: report_sinks?,
+        report_timeout: report_timeout?,
         log_format: log_format?,
         traces: traces?,
         shutdown_grace: shutdown_grace?,
@@ -191,6 +195,8 @@ fn look_admin(address: Option<SocketAddr>, preflight: &mut Preflight) {
 fn sinks(reader: &mut Reader<'_>) -> Option<Vec<SinkConfig>> {
     let kinds = reader.get(&table::REPORT_SINKS);
     let path = reader.get(&table::REPORT_JSONL_PATH);
+    let url = reader.get(&table::REPORT_GRAPHQL_URL);
+    let token = reader.get(&table::REPORT_GRAPHQL_TOKEN);
     let kinds = kinds?;
     let mut sinks = Vec::with_capacity(kinds.len());
     for kind in kinds {
@@ -202,9 +208,35 @@ fn sinks(reader: &mut Reader<'_>) -> Option<Vec<SinkConfig>> {
                     "REPORT_SINKS=jsonl needs the file to write to",
                 ),
             },
+            SinkKind::Graphql => match &url {
+                Some(url) => {
+                    if token.is_some() && url.scheme() == "http" && !is_own_machine(url) {
+                        reader.warn("REPORT_GRAPHQL_TOKEN is sent unencrypted: REPORT_GRAPHQL_URL is no https".into());
+                    }
+                    sinks.push(SinkConfig::Graphql {
+                        url: url.clone(),
+                        token: token.clone(),
+                    });
+                }
+                // A bad one is a problem already.
+                None if reader.said(table::REPORT_GRAPHQL_URL.name).is_some() => {}
+                None => reader.refuse(
+                    &table::REPORT_GRAPHQL_URL,
+                    "REPORT_SINKS=graphql needs the address of the processing-status API",
+                ),
+            },
         }
     }
     Some(sinks)
+}
+
+fn is_own_machine(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
+    }
 }
 
 /// Who listens for everybody must have said so. Spec: DESIGN.md, "LISTEN"; security.md 44.

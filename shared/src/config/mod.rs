@@ -9,6 +9,7 @@
 
 mod fill;
 mod problems;
+mod secret;
 mod setting;
 mod table;
 mod traces;
@@ -20,8 +21,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use problems::Problems;
+pub use secret::Secret;
 pub use setting::{Defaults, Lookup, environment, layered};
 pub use traces::{TraceChoice, TraceConfig, TraceExport, TraceSampler};
+
+use url::Url;
 
 use crate::preflight::Preflight;
 use crate::store::StoreUrl;
@@ -123,6 +127,8 @@ pub struct Common {
     pub edav_store: StoreUrl,
     /// `REPORT_SINKS` with their settings.
     pub report_sinks: Vec<SinkConfig>,
+    /// `REPORT_TIMEOUT`: a sink that has not answered by then may or may not have the report.
+    pub report_timeout: Duration,
     /// `LOG_FORMAT`.
     pub log_format: LogFormat,
     /// `OTEL_*`.
@@ -160,6 +166,7 @@ impl SinkConfig {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Jsonl(_) => "jsonl",
+            Self::Graphql { .. } => "graphql",
         }
     }
 }
@@ -169,6 +176,13 @@ impl SinkConfig {
 pub enum SinkConfig {
     /// `jsonl` with `REPORT_JSONL_PATH`.
     Jsonl(PathBuf),
+    /// `graphql`.
+    Graphql {
+        /// `REPORT_GRAPHQL_URL`.
+        url: Url,
+        /// `REPORT_GRAPHQL_TOKEN`.
+        token: Option<Secret>,
+    },
 }
 
 /// `LOG_FORMAT`.

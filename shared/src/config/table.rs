@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use url::Url;
+
 use super::setting::{Setting, Unset};
 use super::values::{self, Parsed, SinkKind};
-use super::{BusUrl, Durability, LogFormat, RecordsUrl};
+use super::{BusUrl, Durability, LogFormat, RecordsUrl, Secret};
 use crate::store::StoreUrl;
 
 pub(super) const fn setting<T>(
@@ -62,7 +64,7 @@ pub(super) const BUS: Setting<BusUrl> = setting(
 pub(super) const REPORT_SINKS: Setting<Vec<SinkKind>> = setting(
     "REPORT_SINKS",
     Default("none"),
-    "Where processing-status reports go, a comma list of: jsonl; or none.",
+    "Where processing-status reports go, a comma list of: jsonl, graphql; or none.",
     values::sinks,
 );
 pub(super) const REPORT_JSONL_PATH: Setting<PathBuf> = setting(
@@ -70,6 +72,25 @@ pub(super) const REPORT_JSONL_PATH: Setting<PathBuf> = setting(
     Means("required by REPORT_SINKS=jsonl"),
     "File that gets a line per report.",
     values::path,
+);
+pub(super) const REPORT_GRAPHQL_URL: Setting<Url> = setting(
+    "REPORT_GRAPHQL_URL",
+    Means("required by REPORT_SINKS=graphql"),
+    "GraphQL endpoint of the processing-status API.",
+    values::http_url,
+);
+pub(super) const REPORT_GRAPHQL_TOKEN: Setting<Secret> = setting(
+    "REPORT_GRAPHQL_TOKEN",
+    Means("no authorization is sent"),
+    "Bearer token for REPORT_GRAPHQL_URL.",
+    values::secret,
+)
+.secret();
+pub(super) const REPORT_TIMEOUT: Setting<Duration> = setting(
+    "REPORT_TIMEOUT",
+    Default("30s"),
+    "A report sink that has not answered by then is asked again.",
+    values::duration,
 );
 pub(super) const SHUTDOWN_GRACE: Setting<Duration> = setting(
     "SHUTDOWN_GRACE",
@@ -244,8 +265,8 @@ pub(super) const NOT_HERE: &[(&[&str], &str)] = &[
         "RabbitMQ is not in this version of Ferry, and the embedded bus has no prefix",
     ),
     (
-        &["REPORT_RABBITMQ_URL", "REPORT_GRAPHQL_URL", "REPORT_REST_URL"],
-        "its report sink is not in this version of Ferry, REPORT_SINKS has jsonl",
+        &["REPORT_RABBITMQ_URL", "REPORT_REST_URL"],
+        "its report sink is not in this version of Ferry, REPORT_SINKS has jsonl and graphql",
     ),
     (
         &[

@@ -53,6 +53,7 @@ fn stores_and_records_are_enough_and_the_rest_has_the_defaults_of_the_specificat
     assert_eq!(config.common.records, RecordsUrl::Sqlite("/srv/ferry.db".into()));
     assert_eq!(config.common.bus, BusUrl::Embedded);
     assert_eq!(config.common.report_sinks, []);
+    assert_eq!(config.common.report_timeout, Duration::from_secs(30));
     assert_eq!(config.common.log_format, LogFormat::Json);
     assert_eq!(config.common.shutdown_grace, Duration::from_secs(30));
     assert_eq!(config.common.claim_lease, Duration::from_secs(15));
@@ -195,6 +196,17 @@ fn settings_are_checked_against_each_other() {
     assert!(problems(copier(&[jsonl]))[0].starts_with("REPORT_JSONL_PATH is missing"));
     let config = copier(&[jsonl, ("REPORT_JSONL_PATH", "/srv/r.jsonl")]).unwrap();
     assert_eq!(config.common.report_sinks, [SinkConfig::Jsonl("/srv/r.jsonl".into())]);
+    let graphql = ("REPORT_SINKS", "graphql");
+    let url = ("REPORT_GRAPHQL_URL", "https://api.example/graphql");
+    assert!(problems(copier(&[graphql]))[0].starts_with("REPORT_GRAPHQL_URL is missing"));
+    let told = problems(copier(&[graphql, ("REPORT_GRAPHQL_URL", "api.example")]));
+    assert_eq!(told.len(), 1, "{told:?}");
+    let config = copier(&[graphql, url, ("REPORT_GRAPHQL_TOKEN", "canary")]).unwrap();
+    let [SinkConfig::Graphql { url, token }] = &config.common.report_sinks[..] else {
+        panic!("{:?}", config.common.report_sinks)
+    };
+    assert_eq!(url.as_str(), "https://api.example/graphql");
+    assert_eq!(token.as_ref().map(Secret::reveal), Some("canary"));
     assert!(problems(copier(&[("DEX_STORE", "file:///srv/raw")]))[0].contains("also RAW_STORE"));
     assert!(problems(copier(&[("EDAV_STORE", "file:///srv/dex")]))[0].contains("also DEX_STORE"));
     let same = [("LISTEN", "127.0.0.1:80"), ("ADMIN_LISTEN", "127.0.0.1:80")];
@@ -275,10 +287,33 @@ fn the_check_prints_each_setting_once_as_name_and_value() {
     assert!(failed.to_string().contains("RAW_STORE is missing"));
 }
 
+/// Security 29.
+#[test]
+fn a_token_is_shown_nowhere() {
+    let graphql = ("REPORT_SINKS", "graphql");
+    let clear = ("REPORT_GRAPHQL_URL", "http://api.example/graphql");
+    let token = ("REPORT_GRAPHQL_TOKEN", "canary");
+    let shown = CopierConfig::check(&variables(&[graphql, clear, token]), &Defaults::default()).unwrap();
+    assert!(shown.contains("REPORT_GRAPHQL_TOKEN=[redacted]\n"), "{shown}");
+    let config = copier(&[graphql, clear, token]).unwrap();
+    assert!(
+        config.common.warnings[0].contains("unencrypted"),
+        "{:?}",
+        config.common.warnings
+    );
+    let told = problems(copier(&[graphql, clear, ("REPORT_GRAPHQL_TOKEN", "canary canary")]));
+    assert!(told[0].starts_with("REPORT_GRAPHQL_TOKEN=[redacted]: "), "{told:?}");
+    let shown = format!("{shown}{config:?}{told:?}");
+    assert!(!shown.contains("canary"), "{shown}");
+    let local = ("REPORT_GRAPHQL_URL", "http://127.0.0.1:8090/graphql");
+    assert!(copier(&[graphql, local, token]).unwrap().common.warnings.is_empty());
+}
+
 /// Every variable of DESIGN.md and core.md §9 that this version has.
 #[test]
 fn the_help_lists_every_variable_with_its_default() {
-    let common = "RAW_STORE RECORDS BUS DEX_STORE EDAV_STORE REPORT_SINKS REPORT_JSONL_PATH LOG_FORMAT RUST_LOG \
+    let common = "RAW_STORE RECORDS BUS DEX_STORE EDAV_STORE REPORT_SINKS REPORT_JSONL_PATH REPORT_GRAPHQL_URL \
+                  REPORT_GRAPHQL_TOKEN REPORT_TIMEOUT LOG_FORMAT RUST_LOG \
                   SHUTDOWN_GRACE CLAIM_LEASE SWEEP_INTERVAL RECONCILE_AFTER ADMIN_LISTEN \
                   OTEL_EXPORTER_OTLP_ENDPOINT OTEL_EXPORTER_OTLP_TRACES_ENDPOINT OTEL_EXPORTER_OTLP_PROTOCOL \
                   OTEL_EXPORTER_OTLP_HEADERS OTEL_EXPORTER_OTLP_TIMEOUT OTEL_SERVICE_NAME OTEL_RESOURCE_ATTRIBUTES \

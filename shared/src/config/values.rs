@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
+use url::Url;
 
-use super::{BusUrl, Durability, LogFormat, RecordsUrl};
+use super::{BusUrl, Durability, LogFormat, RecordsUrl, Secret};
 use crate::store::StoreUrl;
 
 /// A value, or what is allowed instead.
@@ -167,6 +168,28 @@ pub(super) fn store(text: &str) -> Parsed<StoreUrl> {
     text.parse().map_err(|error| format!("{error}"))
 }
 
+/// `https://host/path`. Credentials have settings of their own: an address is shown in logs.
+pub(super) fn http_url(text: &str) -> Parsed<Url> {
+    const ALLOWED: &str = "is not an address of HTTP; write for example https://status.example/graphql";
+    let url = Url::parse(text).map_err(|_| ALLOWED.to_owned())?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() || url.fragment().is_some() {
+        return Err(ALLOWED.into());
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("holds a password; write the address only".into());
+    }
+    Ok(url)
+}
+
+/// A token, as it can stand in a header.
+pub(super) fn secret(text: &str) -> Parsed<Secret> {
+    if text.chars().all(|c| c.is_ascii_graphic()) {
+        Ok(text.into())
+    } else {
+        Err("must be visible ASCII characters without spaces".into())
+    }
+}
+
 /// `sqlite:PATH`. Spec: core.md §5.
 pub(super) fn records(text: &str) -> Parsed<RecordsUrl> {
     const ALLOWED: &str = "must be sqlite:PATH, for example sqlite:/var/lib/ferry/ferry.db";
@@ -240,6 +263,8 @@ pub(super) fn auth(text: &str) -> Parsed<()> {
 pub(super) enum SinkKind {
     /// Lines of a file.
     Jsonl,
+    /// Mutations of the processing-status API.
+    Graphql,
 }
 
 /// Comma list of report sinks; `none` for none.
@@ -251,12 +276,13 @@ pub(super) fn sinks(text: &str) -> Parsed<Vec<SinkKind>> {
     for name in text.split(',').map(str::trim) {
         let kind = match name {
             "jsonl" => SinkKind::Jsonl,
-            "rabbitmq" | "graphql" | "rest" => {
+            "graphql" => SinkKind::Graphql,
+            "rabbitmq" | "rest" => {
                 return Err(format!(
-                    "{name} is not in this version of Ferry; allowed are jsonl and none"
+                    "{name} is not in this version of Ferry; allowed are jsonl, graphql and none"
                 ));
             }
-            _ => return Err("holds an unknown sink; allowed are jsonl and none".into()),
+            _ => return Err("holds an unknown sink; allowed are jsonl, graphql and none".into()),
         };
         if kinds.contains(&kind) {
             return Err(format!("names {name} twice, so every report would be sent twice"));
@@ -400,10 +426,35 @@ mod tests {
     }
 
     #[test]
+    fn addresses_of_sinks_are_http_and_hold_no_password() {
+        for text in ["http://127.0.0.1:8090/graphql", "https://api.example/graphql?tenant=7"] {
+            assert_eq!(http_url(text).map(|url| url.to_string()), Ok(text.to_owned()));
+        }
+        for text in [
+            "",
+            "/graphql",
+            "api.example/graphql",
+            "ftp://api.example/",
+            "http://",
+            "http://a/#b",
+        ] {
+            assert!(http_url(text).unwrap_err().contains("is not an address"), "{text}");
+        }
+        assert!(
+            http_url("https://me:canary@api.example/")
+                .unwrap_err()
+                .contains("password")
+        );
+        assert_eq!(secret("a.B-7_").unwrap().reveal(), "a.B-7_");
+        assert!(secret("two words").is_err() && secret("grün").is_err());
+    }
+
+    #[test]
     fn sinks_are_known_and_named_once() {
         assert_eq!(sinks("jsonl"), Ok(vec![SinkKind::Jsonl]));
         assert_eq!(sinks("none"), Ok(vec![]));
-        for name in ["rabbitmq", "graphql", "rest"] {
+        assert_eq!(sinks("graphql,jsonl"), Ok(vec![SinkKind::Graphql, SinkKind::Jsonl]));
+        for name in ["rabbitmq", "rest"] {
             let text = format!("jsonl,{name}");
             assert!(sinks(&text).unwrap_err().contains("not in this version"), "{name}");
         }

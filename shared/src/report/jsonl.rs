@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{Report, Sink, SinkError};
+use super::{Fate, Report, Sink, SinkError};
 use crate::failure::FailureClass;
 
 /// One report per line, in a file that several processes may append to, and that may be moved away at any time.
@@ -38,15 +38,17 @@ impl JsonlSink {
         work: impl FnOnce(&Lines) -> io::Result<()> + Send + 'static,
     ) -> Result<(), SinkError> {
         let lines = self.lines.clone();
-        let (class, source) = match tokio::task::spawn_blocking(move || work(&lines)).await {
+        let (class, fate, source) = match tokio::task::spawn_blocking(move || work(&lines)).await {
             Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => (class(error.kind()), error.into()),
-            Err(ended) => (FailureClass::Transient, ended.into()), // panicked, or the runtime is going down
+            Ok(Err(error)) => (class(error.kind()), Fate::Away, error.into()),
+            // Panicked, or the runtime is going down.
+            Err(ended) => (FailureClass::Transient, Fate::Unknown, ended.into()),
         };
         Err(SinkError {
             operation,
             object: self.lines.path.display().to_string(),
             class,
+            fate,
             retry_after: None,
             source,
         })
@@ -57,6 +59,14 @@ impl JsonlSink {
 impl Sink for JsonlSink {
     fn name(&self) -> &'static str {
         "jsonl"
+    }
+
+    fn at_once(&self) -> usize {
+        1 // they would wait for each other's lock
+    }
+
+    fn takes_late(&self) -> bool {
+        false // nobody but us writes what we write
     }
 
     async fn send(&self, report: &Report) -> Result<(), SinkError> {

@@ -1,13 +1,14 @@
 //! Reports to the processing-status API: what happened at one stage of one upload. Spec: reports.md.
 //!
 //! ```text
-//!   stage ──► Report ──► violations ──► outbox ──► bus ──► ReportWork ──► Sink (jsonl, …)
+//!   stage ──► Report ──► violations ──► outbox ──► bus ──► ReportWork ──► Sink (jsonl, graphql)
 //! ```
 //!
 //! A report holds everything that goes out, its times and the version of its maker included: it is made once, and
 //! every repetition of it is byte-identical.
 
 mod content;
+mod graphql;
 mod jsonl;
 mod sink;
 mod validate;
@@ -16,8 +17,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use content::Content;
+pub use graphql::GraphqlSink;
 pub use jsonl::JsonlSink;
-pub use sink::{Sink, SinkError, sinks};
+pub use sink::{Fate, Sink, SinkError, sinks};
 pub use validate::violations;
 
 use crate::build;
@@ -278,6 +280,12 @@ impl Report {
     #[must_use]
     pub fn action(&self) -> Action {
         self.content.action()
+    }
+
+    /// What it does to those before it, of the same upload and action.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        self.disposition_type
     }
 
     /// The report as it goes out: JSON in one line, without an end of line.
