@@ -145,6 +145,8 @@ pub fn start_with(config: CopierConfig, foundation: &Foundation, open: Arc<OpenS
         metrics: foundation.metrics.clone(),
         policy: policy.clone(),
         sinks: foundation.sinks.clone(),
+        bus: foundation.bus.clone(),
+        limit: config.common.report_timeout,
         stop: stop.clone(),
     });
     let engine = Arc::new(Engine {
@@ -171,7 +173,7 @@ pub fn start_with(config: CopierConfig, foundation: &Foundation, open: Arc<OpenS
     let mut tasks = JoinSet::new();
     let bus = &foundation.bus;
     tasks.spawn(worker::work(engine, bus.clone(), config.concurrency, jobs.clone()));
-    tasks.spawn(reports::work(reports, bus.clone()));
+    tasks.spawn(reports::work(reports));
     Ok(Running {
         stop,
         tasks,

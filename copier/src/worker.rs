@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use shared::bus::{Bus, Consumer};
+use shared::bus::{Bus, BusError, Consumer};
 use shared::message::Queue;
 use shared::telemetry::Chain;
 use tokio::task::{JoinError, JoinSet};
@@ -27,7 +27,8 @@ const CONSUME_AGAIN: [Duration; 5] = [
 /// gives back what is unfinished. `running` counts the jobs at work.
 pub(crate) async fn work(engine: Arc<Engine>, bus: Arc<dyn Bus>, concurrency: usize, running: Arc<AtomicUsize>) {
     let mut jobs = JoinSet::new();
-    while let Some(mut consumer) = consumer(&*bus, Queue::Copy, concurrency, &engine.stop).await {
+    let queue = Queue::Copy;
+    while let Some(mut consumer) = consumer(queue.as_str(), || bus.consume(queue, concurrency), &engine.stop).await {
         loop {
             tokio::select! {
                 () = engine.stop.cancelled() => break,
@@ -49,19 +50,17 @@ pub(crate) async fn work(engine: Arc<Engine>, bus: Arc<dyn Bus>, concurrency: us
     }
 }
 
-/// A consumer of `queue`, however long that takes; `None` once the worker stops.
-pub(crate) async fn consumer(
-    bus: &dyn Bus,
-    queue: Queue,
-    prefetch: usize,
-    stop: &CancellationToken,
-) -> Option<Consumer> {
+/// A consumer of `queue` as `consume` makes it, however long that takes; `None` once the worker stops.
+pub(crate) async fn consumer<F>(queue: &str, consume: impl Fn() -> F, stop: &CancellationToken) -> Option<Consumer>
+where
+    F: Future<Output = Result<Consumer, BusError>>,
+{
     let mut pauses = CONSUME_AGAIN.into_iter();
     let mut pause = Duration::ZERO;
     while !stop.is_cancelled() {
-        match bus.consume(queue, prefetch).await {
+        match consume().await {
             Ok(consumer) => return Some(consumer),
-            Err(error) => tracing::warn!(queue = queue.as_str(), error = %Chain(&error), "no work can be taken"),
+            Err(error) => tracing::warn!(queue, error = %Chain(&error), "no work can be taken"),
         }
         pause = pauses.next().unwrap_or(pause);
         tokio::select! {

@@ -185,6 +185,15 @@ impl Message {
         self
     }
 
+    /// The sink that it is for, if it is a report. The bus keeps those of each sink apart.
+    #[must_use]
+    pub fn sink(&self) -> Option<&str> {
+        match self.route {
+            Route::Work(Queue::Report) => self.data.get("sink")?.as_str(),
+            _ => None,
+        }
+    }
+
     /// Goes to one of Ferry's own queues.
     #[must_use]
     pub fn is_work(&self) -> bool {

@@ -111,9 +111,9 @@ async fn a_report_for_an_unknown_sink_waits() {
     let mut message = status(&site, id, 1, 0, 1).await;
     message.data["sink"] = serde_json::json!("graphql");
     site.publish(vec![message]).await;
-    until("it to be put back", || async {
+    until("it to wait", || async {
         let depth = site.foundation.bus.depth(Queue::Report).await.unwrap();
-        (depth.delayed == 1).then_some(())
+        (depth.ready == 1).then_some(())
     })
     .await;
     assert!(site.dead_letters().await.is_empty());

@@ -31,7 +31,28 @@ pub trait Bus: fmt::Debug + Send + Sync + 'static {
     /// The queue cannot be consumed now.
     async fn consume(&self, queue: Queue, prefetch: usize) -> Result<Consumer, BusError>;
 
-    /// How many messages wait in `queue`.
+    /// As [`Bus::consume`], of the reports for `sink`, in their order: none is overtaken by one that was published
+    /// after it, unless it was put off. While one process holds some of them no other one gets any. So a sink that is
+    /// slow or away holds up its own reports only, and they wait without anybody touching them.
+    ///
+    /// # Errors
+    /// They cannot be consumed now.
+    async fn consume_reports(&self, sink: &str, prefetch: usize) -> Result<Consumer, BusError>;
+
+    /// What waits for each sink that anything waits for.
+    ///
+    /// # Errors
+    /// The bus could not be asked.
+    async fn backlogs(&self) -> Result<Vec<Backlog>, BusError>;
+
+    /// Where the reports for `sink` are: what was published before a moment is settled when `oldest` has passed the
+    /// `next` of that moment.
+    ///
+    /// # Errors
+    /// The bus could not be asked.
+    async fn positions(&self, sink: &str) -> Result<Positions, BusError>;
+
+    /// How many messages wait in `queue`; of reports, for all sinks.
     ///
     /// # Errors
     /// The bus could not be asked.
@@ -170,6 +191,26 @@ pub struct Depth {
     pub in_flight: u64,
     /// Held back for later.
     pub delayed: u64,
+}
+
+/// Reports that a sink has not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backlog {
+    /// The sink's name.
+    pub sink: String,
+    /// How many, in all states.
+    pub pending: u64,
+    /// When the one that was published first was made.
+    pub oldest: Timestamp,
+}
+
+/// Places in the order of publication.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Positions {
+    /// Of the oldest report that is not settled; if there is none, the same as `next`.
+    pub oldest: u64,
+    /// Of the message that is published next.
+    pub next: u64,
 }
 
 /// Work that was given up.

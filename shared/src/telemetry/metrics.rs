@@ -75,7 +75,9 @@ pub struct Metrics {
     pub reports_sent: IntCounterVec,
     /// `ferry_reports_rejected_total{sink}`
     pub reports_rejected: IntCounterVec,
-    /// `ferry_report_lag_seconds`: age of the last report handed to a sink
+    /// `ferry_reports_pending{sink}`: made and not yet taken; set every 2 s
+    pub reports_pending: IntGaugeVec,
+    /// `ferry_report_lag_seconds`: age of the oldest report that its sink has not taken; set every 2 s
     pub report_lag_seconds: IntGauge,
     /// `ferry_outbox_oldest_seconds`: age of the oldest message not known to be on the bus; set at each sweep
     pub outbox_oldest_seconds: IntGauge,
@@ -177,7 +179,15 @@ impl Metrics {
                 "Reports that a sink refused for good.",
                 &["sink"],
             ),
-            report_lag_seconds: r.gauge("ferry_report_lag_seconds", "Age of the last report handed to a sink."),
+            reports_pending: r.gauges(
+                "ferry_reports_pending",
+                "Reports that a sink has not taken yet.",
+                &["sink"],
+            ),
+            report_lag_seconds: r.gauge(
+                "ferry_report_lag_seconds",
+                "Age of the oldest report that its sink has not taken yet.",
+            ),
             outbox_oldest_seconds: r.gauge(
                 "ferry_outbox_oldest_seconds",
                 "Age of the oldest message not known to be on the bus.",

@@ -13,7 +13,6 @@ use super::Settler;
 use super::tables::{delete, insert_dead_letter, message};
 use crate::bus::{Job, Settle};
 use crate::database::{Database, DatabaseError, Written};
-use crate::message::Queue;
 use crate::upload::OwnerId;
 
 /// How often a consumer looks for jobs of dead processes, and for delays that a clock step has upset.
@@ -22,7 +21,10 @@ const TIDY_INTERVAL: Duration = Duration::from_secs(2);
 /// Brings jobs from the file to one consumer, until that is dropped.
 pub(super) struct Intake {
     pub(super) database: Arc<Database>,
-    pub(super) queue: Queue,
+    /// As in the column `queue`.
+    pub(super) place: String,
+    /// Only while no other process holds any of it.
+    pub(super) in_order: bool,
     pub(super) wake: Arc<Notify>,
     pub(super) places: Arc<Semaphore>,
     pub(super) jobs: mpsc::Sender<Job>,
@@ -32,7 +34,7 @@ impl Intake {
     pub(super) async fn run(self) {
         let settler: Arc<dyn Settle> = Arc::new(Settler {
             database: self.database.clone(),
-            queue: self.queue,
+            place: self.place.clone(),
             wake: self.wake.clone(),
         });
         let mut changes = self.database.changes();
@@ -78,7 +80,7 @@ impl Intake {
                 }
                 Err(error) => {
                     drop(places);
-                    tracing::warn!(queue = self.queue.as_str(), %error, "no work could be taken");
+                    tracing::warn!(queue = self.place, %error, "no work could be taken");
                     tokio::select! {
                         () = tokio::time::sleep(TIDY_INTERVAL) => {}
                         () = self.jobs.closed() => return,
@@ -90,7 +92,7 @@ impl Intake {
 
     /// Nothing of ours writes such a row: it is kept for people to look at.
     async fn bury_unreadable(&self, row: Row) {
-        tracing::error!(queue = self.queue.as_str(), tag = row.tag, "an unreadable message");
+        tracing::error!(queue = self.place, tag = row.tag, "an unreadable message");
         let buried = self.database.write(move |connection| {
             let now = Timestamp::now().as_millisecond();
             insert_dead_letter(connection, Uuid::nil(), now, "unreadable", &row.body)?;
@@ -102,24 +104,25 @@ impl Intake {
     }
 
     async fn take(&self, most: usize) -> Result<Vec<Row>, DatabaseError> {
-        let queue = self.queue;
-        // Reports must not overtake each other (core.md §7): they are one process's at a time.
-        let in_order = queue == Queue::Report;
         // Most looks find nothing: they do not go through the writer.
         let now = Timestamp::now().as_millisecond();
+        let (place, owner, in_order) = (self.place.clone(), self.database.owner().clone(), self.in_order);
         let waiting = self.database.read(move |connection| {
             let found = connection
                 .prepare_cached(
-                    "SELECT EXISTS (SELECT 1 FROM bus WHERE queue = ?1 AND state = 0)
-                         OR EXISTS (SELECT 1 FROM bus WHERE state = 1 AND due <= ?2)",
+                    "SELECT (EXISTS (SELECT 1 FROM bus WHERE queue = ?1 AND state = 0)
+                             OR EXISTS (SELECT 1 FROM bus WHERE state = 1 AND due <= ?2))
+                        AND NOT (?3 AND EXISTS (SELECT 1 FROM bus WHERE queue = ?1 AND state = 2 AND owner <> ?4))",
                 )?
-                .query_row(params![queue.as_str(), now], |row| row.get::<_, bool>(0))?;
+                .query_row(params![place, now, in_order, owner.as_str()], |row| {
+                    row.get::<_, bool>(0)
+                })?;
             Ok(found)
         });
         if !waiting.await? {
             return Ok(Vec::new());
         }
-        let owner = self.database.owner().clone();
+        let (place, owner) = (self.place.clone(), self.database.owner().clone());
         self.database
             .write(move |connection| {
                 connection
@@ -133,7 +136,7 @@ impl Intake {
                          ORDER BY tag LIMIT ?3)
                      RETURNING tag, redelivered, body",
                 )?;
-                let rows = statement.query_map(params![owner.as_str(), queue.as_str(), most, in_order], |row| {
+                let rows = statement.query_map(params![owner.as_str(), place, most, in_order], |row| {
                     Ok(Row {
                         tag: row.get(0)?,
                         redelivered: row.get(1)?,
@@ -195,7 +198,6 @@ impl Intake {
     /// Waits until there may be work: a nudge, a change of the file, a delay's end. Answers whether the consumer is
     /// still there.
     async fn wait_for_work(&self, changes: &mut tokio::sync::watch::Receiver<i64>) -> bool {
-        let queue = self.queue;
         let next = self.database.read(move |connection| {
             let due = connection
                 .prepare_cached("SELECT min(due) FROM bus WHERE state = 1")?
@@ -205,7 +207,7 @@ impl Intake {
         let due = match next.await {
             Ok(due) => due.map(|due| due.saturating_sub(Timestamp::now().as_millisecond()).max(1)),
             Err(error) => {
-                tracing::warn!(queue = queue.as_str(), %error, "the next delay's end could not be read");
+                tracing::warn!(queue = self.place, %error, "the next delay's end could not be read");
                 None
             }
         };

@@ -7,8 +7,8 @@
 mod intake;
 mod tables;
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,10 +18,10 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use uuid::Uuid;
 
 use intake::Intake;
-use tables::{DELAYED, READY, TAKEN, delete, failed, message};
+use tables::{BEFORE_SINK, DELAYED, READY, TAKEN, delete, failed, hold_back, message, place};
 pub(crate) use tables::{SCHEMA, enqueue};
 
-use super::{Bus, BusError, Consumer, DeadLetter, Depth, PublishError, Settle};
+use super::{Backlog, Bus, BusError, Consumer, DeadLetter, Depth, Positions, PublishError, Settle};
 use crate::database::{Database, DatabaseError, Written};
 use crate::message::{Message, Queue, Route};
 
@@ -29,7 +29,8 @@ use crate::message::{Message, Queue, Route};
 #[derive(Debug)]
 pub struct EmbeddedBus {
     database: Arc<Database>,
-    wake: HashMap<Queue, Arc<Notify>>,
+    /// Who waits, by the name of what they wait for.
+    wake: Mutex<BTreeMap<String, Arc<Notify>>>,
 }
 
 impl EmbeddedBus {
@@ -38,17 +39,37 @@ impl EmbeddedBus {
     pub fn new(database: Arc<Database>) -> Arc<Self> {
         Arc::new(Self {
             database,
-            wake: Queue::ALL.into_iter().map(|queue| (queue, Arc::default())).collect(),
+            wake: Mutex::default(),
         })
     }
 
     /// Wakes this process's consumers of `queues`; those of other processes see the file change.
     pub(crate) fn nudge(&self, queues: &[Queue]) {
-        for queue in queues {
-            if let Some(wake) = self.wake.get(queue) {
+        for (place, wake) in self.wake.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            if queues.iter().any(|queue| is_of(place, *queue)) {
                 wake.notify_one();
             }
         }
+    }
+
+    /// Brings what is in `place` to a new consumer.
+    async fn take_from(&self, place: String, in_order: bool, prefetch: usize) -> Result<Consumer, BusError> {
+        self.check().await?;
+        let (jobs, receiver) = mpsc::channel(prefetch.max(1));
+        let wake = {
+            let mut waiting = self.wake.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.entry(place.clone()).or_default().clone()
+        };
+        let intake = Intake {
+            database: self.database.clone(),
+            place,
+            in_order,
+            wake,
+            places: Arc::new(Semaphore::new(prefetch.max(1))),
+            jobs,
+        };
+        tokio::spawn(intake.run());
+        Ok(Consumer::new(receiver))
     }
 
     /// The newest events after `cursor` (0: all that are kept), each with its cursor.
@@ -93,23 +114,64 @@ impl Bus for EmbeddedBus {
     }
 
     async fn consume(&self, queue: Queue, prefetch: usize) -> Result<Consumer, BusError> {
-        self.check().await?;
-        let (jobs, receiver) = mpsc::channel(prefetch.max(1));
-        let intake = Intake {
-            database: self.database.clone(),
-            queue,
-            wake: self.wake.get(&queue).cloned().unwrap_or_default(),
-            places: Arc::new(Semaphore::new(prefetch.max(1))),
-            jobs,
-        };
-        tokio::spawn(intake.run());
-        Ok(Consumer::new(receiver))
+        self.take_from(place(queue, None), false, prefetch).await
+    }
+
+    async fn consume_reports(&self, sink: &str, prefetch: usize) -> Result<Consumer, BusError> {
+        self.take_from(place(Queue::Report, Some(sink)), true, prefetch).await
+    }
+
+    async fn backlogs(&self) -> Result<Vec<Backlog>, BusError> {
+        let rows = self.database.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT queue, pending, (SELECT body FROM bus WHERE tag = first) FROM (
+                     SELECT queue, count(*) AS pending, min(tag) AS first FROM bus
+                     WHERE queue > ?1 AND queue < ?2 GROUP BY queue)",
+            )?;
+            // Names that begin with `report.`: the second bound is the next character.
+            let before = place(Queue::Report, Some(""));
+            let behind = format!("{}/", Queue::Report.as_str());
+            let rows = statement.query_map([before, behind], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            Ok(rows.collect::<rusqlite::Result<Vec<(String, u64, String)>>>()?)
+        });
+        let rows = rows.await.map_err(|error| failed("count reports", error))?;
+        rows.into_iter()
+            .map(|(place, pending, body)| {
+                Ok(Backlog {
+                    sink: place
+                        .split_once(BEFORE_SINK)
+                        .map(|(_, sink)| sink.to_owned())
+                        .unwrap_or(place),
+                    pending,
+                    oldest: message(&body)?.time,
+                })
+            })
+            .collect()
+    }
+
+    async fn positions(&self, sink: &str) -> Result<Positions, BusError> {
+        let place = place(Queue::Report, Some(sink));
+        let positions = self.database.read(move |connection| {
+            let next: u64 = connection
+                .prepare_cached("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'bus'), 0) + 1")?
+                .query_row([], |row| row.get(0))?;
+            let mut oldest = next;
+            for state in [READY, DELAYED, TAKEN] {
+                let found: Option<u64> = connection
+                    .prepare_cached("SELECT min(tag) FROM bus WHERE queue = ?1 AND state = ?2")?
+                    .query_row(params![place, state], |row| row.get(0))?;
+                oldest = found.map_or(oldest, |found| oldest.min(found));
+            }
+            Ok(Positions { oldest, next })
+        });
+        positions.await.map_err(|error| failed("look at reports", error))
     }
 
     async fn depth(&self, queue: Queue) -> Result<Depth, BusError> {
         let counts = self.database.read(move |connection| {
-            let mut statement =
-                connection.prepare_cached("SELECT state, count(*) FROM bus WHERE queue = ?1 GROUP BY state")?;
+            let mut statement = connection.prepare_cached(
+                "SELECT state, count(*) FROM bus WHERE queue >= ?1 AND queue < ?1 || '/' GROUP BY state",
+            )?;
             let rows = statement.query_map([queue.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))?;
             Ok(rows.collect::<rusqlite::Result<HashMap<u8, u64>>>()?)
         });
@@ -161,10 +223,16 @@ impl Bus for EmbeddedBus {
     }
 }
 
+/// Whether `place` is `queue`, or a sink's part of it.
+fn is_of(place: &str, queue: Queue) -> bool {
+    let rest = place.strip_prefix(queue.as_str());
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(BEFORE_SINK))
+}
+
 #[derive(Debug)]
 struct Settler {
     database: Arc<Database>,
-    queue: Queue,
+    place: String,
     wake: Arc<Notify>,
 }
 
@@ -180,11 +248,10 @@ impl Settle for Settler {
     async fn later(&self, tag: u64, message: &Message, delay: Duration) -> Result<(), BusError> {
         let mut message = message.clone();
         message.delay = Some(delay);
-        let moved = self.database.write(move |connection| {
-            enqueue(connection, &[message])?;
-            delete(connection, tag)
-        });
-        moved.await.map_err(|error| failed("put back", error))?;
+        let held = self
+            .database
+            .write(move |connection| hold_back(connection, tag, &message, delay));
+        held.await.map_err(|error| failed("put back", error))?;
         self.wake.notify_one(); // the next delay's end may be nearer now
         Ok(())
     }
@@ -192,7 +259,11 @@ impl Settle for Settler {
     async fn bury(&self, tag: u64, message: &Message, reason: &str) -> Result<(), BusError> {
         let mut message = message.clone();
         message.route = Route::Dead {
-            queue: self.queue,
+            queue: if is_of(&self.place, Queue::Report) {
+                Queue::Report
+            } else {
+                Queue::Copy
+            },
             reason: reason.to_owned(),
         };
         let moved = self.database.write(move |connection| {
@@ -215,7 +286,7 @@ impl Settle for Settler {
         });
         if !taken {
             // The owner lock keeps it until this process ends; then it is free.
-            tracing::warn!(queue = self.queue.as_str(), tag, "a job could not be put back");
+            tracing::warn!(queue = self.place, tag, "a job could not be put back");
         }
     }
 }

@@ -62,7 +62,7 @@ pub(crate) fn enqueue(connection: &Connection, messages: &[Message]) -> Result<V
                 };
                 connection
                     .prepare_cached("INSERT INTO bus (queue, state, due, delay, body) VALUES (?1, ?2, ?3, ?4, ?5)")?
-                    .execute(params![queue.as_str(), state, due, delay, body])?;
+                    .execute(params![place(*queue, message.sink()), state, due, delay, body])?;
                 if !queues.contains(queue) {
                     queues.push(*queue);
                 }
@@ -84,6 +84,17 @@ pub(crate) fn enqueue(connection: &Connection, messages: &[Message]) -> Result<V
     Ok(queues)
 }
 
+/// The name in the column `queue`: that of the queue and, of reports, of their sink.
+pub(super) fn place(queue: Queue, sink: Option<&str>) -> String {
+    match sink {
+        Some(sink) => format!("{}{BEFORE_SINK}{sink}", queue.as_str()),
+        None => queue.as_str().to_owned(),
+    }
+}
+
+/// Between the two names.
+pub(super) const BEFORE_SINK: char = '.';
+
 pub(super) fn insert_dead_letter(
     connection: &Connection,
     id: Uuid,
@@ -95,6 +106,20 @@ pub(super) fn insert_dead_letter(
         .prepare_cached("INSERT INTO dead_letters (id, at, reason, body) VALUES (?1, ?2, ?3, ?4)")?
         .execute(params![id.as_bytes(), at, reason, body])?;
     Ok(())
+}
+
+/// Holds a message back where it is: it keeps its place in the order, for when its time comes.
+pub(super) fn hold_back(
+    connection: &Connection,
+    tag: u64,
+    message: &Message,
+    delay: Duration,
+) -> Result<Written<()>, DatabaseError> {
+    let (now, delay) = (Timestamp::now().as_millisecond(), in_milliseconds(delay));
+    connection
+        .prepare_cached("UPDATE bus SET state = 1, due = ?2, delay = ?3, owner = NULL, body = ?4 WHERE tag = ?1")?
+        .execute(params![tag, now.saturating_add(delay), delay, to_body(message)])?;
+    Ok(Written::plainly(()))
 }
 
 pub(super) fn delete(connection: &Connection, tag: u64) -> Result<Written<()>, DatabaseError> {
