@@ -123,6 +123,9 @@ pub fn start(config: IngestConfig, foundation: &Foundation, more_checks: Vec<Che
         Source::new("ingest"),
         config.common.reconcile_after,
     );
+    for status in uploads.statuses.tasks(&stop) {
+        tasks.spawn(status);
+    }
     tasks.spawn(uploads::sweep(
         uploads.clone(),
         foundation.bus.clone(),

@@ -6,7 +6,7 @@ use shared::message::{CopyUpload, Event, Message, ReportWork, Work};
 use shared::report::{Report, Times};
 use shared::upload::{Completed, UploadId, UploadRecord};
 
-use super::Uploads;
+use super::{Uploads, status};
 
 impl Uploads {
     /// What follows from a creation. Spec: reports.md §1; events.md §2, "pre-create" and "post-create".
@@ -26,8 +26,9 @@ impl Uploads {
         record.outbox.append(&mut messages);
     }
 
-    /// What follows from the last byte. The work comes first: reports must not hold up a copy.
-    pub(super) fn announce_completion(&self, record: &mut UploadRecord, completed: &Completed) {
+    /// What follows from the last byte. The work comes first: reports must not hold up a copy. The sinks `unsure` may
+    /// still get an older status: they get the final one once more.
+    pub(super) fn announce_completion(&self, record: &mut UploadRecord, completed: &Completed, unsure: &[&str]) {
         let (id, manifest) = (record.id, &record.manifest);
         let size = completed.crc64nvme.covered();
         let times = Times::at(completed.at);
@@ -49,7 +50,12 @@ impl Uploads {
             crc64nvme: completed.crc64nvme,
         };
         let mut messages = vec![self.source.work(&work, id)];
-        messages.append(&mut self.for_each_sink(record, reports));
+        messages.append(&mut self.for_each_sink(record, reports.clone()));
+        let [_, last] = reports;
+        for sink in unsure {
+            // After the time in which the older one would have been given up.
+            messages.push(self.report(record, sink, &last).after(status::LONGEST));
+        }
         messages.push(self.source.event(&event, id));
         record.outbox.append(&mut messages);
     }
@@ -68,17 +74,17 @@ impl Uploads {
     fn for_each_sink<const N: usize>(&self, record: &UploadRecord, reports: [Report; N]) -> Vec<Message> {
         let sinks = self.config.common.report_sinks.iter().map(SinkConfig::name);
         sinks
-            .flat_map(|sink| {
-                reports.iter().map(move |report| {
-                    Work::Report(Box::new(ReportWork {
-                        sink: sink.to_owned(),
-                        action: report.action(),
-                        seq: record.seq + 1,
-                        report: report.clone(),
-                    }))
-                })
-            })
-            .map(|work| self.source.work(&work, record.id))
+            .flat_map(|sink| reports.iter().map(move |report| self.report(record, sink, report)))
             .collect()
+    }
+
+    fn report(&self, record: &UploadRecord, sink: &str, report: &Report) -> Message {
+        let work = Work::Report(Box::new(ReportWork {
+            sink: sink.to_owned(),
+            action: report.action(),
+            seq: record.seq + 1,
+            report: report.clone(),
+        }));
+        self.source.work(&work, record.id)
     }
 }

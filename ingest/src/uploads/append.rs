@@ -36,6 +36,8 @@ pub(crate) struct Append {
     offset: u64,
     /// Where the last recorded checkpoint ended.
     checkpoint: u64,
+    /// Status reports have told of no more than this.
+    noted: u64,
 }
 
 /// What every write of the request shares; when the last of them is done the next writer comes in.
@@ -136,6 +138,8 @@ impl Uploads {
             buffer: BytesMut::new(),
             offset,
             checkpoint,
+            // Also of what was dropped just now: a status never goes back.
+            noted: stored,
         })
     }
 
@@ -340,6 +344,11 @@ impl Append {
         }
         if let Some(progress) = self.turn.progress().as_mut() {
             progress.acknowledge();
+        }
+        let acknowledged = self.acknowledged();
+        if acknowledged > self.noted {
+            self.noted = acknowledged;
+            self.uploads.statuses.note(&self.record, acknowledged);
         }
         Ok(())
     }

@@ -286,7 +286,8 @@ impl Uploads {
         };
         let mut committed = record.clone();
         committed.outbox.clear();
-        self.announce_completion(&mut committed, &completed);
+        let unsure = self.statuses.end(record).await;
+        self.announce_completion(&mut committed, &completed, &unsure);
         let messages = committed.outbox;
         let verdict = if self.config.durability == Durability::None {
             Verdict::Write

@@ -15,6 +15,7 @@ mod finish;
 mod on_disk;
 mod progress;
 mod room;
+mod status;
 mod sweep;
 mod terminate;
 
@@ -40,6 +41,7 @@ pub(crate) use append::{Append, Ended};
 pub(crate) use create::NewUpload;
 pub(crate) use error::UploadError;
 pub(crate) use progress::Progress;
+pub(crate) use status::Statuses;
 pub(crate) use sweep::sweep;
 
 use crate::lock::Live;
@@ -53,6 +55,7 @@ pub(crate) struct Uploads {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) config: IngestConfig,
     pub(crate) live: Arc<Live>,
+    pub(crate) statuses: Statuses,
     outbox: Outbox,
     claims: Arc<Claims>,
     routes: Routes,
@@ -68,6 +71,13 @@ impl Uploads {
     /// Uploads on what `foundation` opened. Work that outlives a request runs on `runtime`.
     pub(crate) fn new(foundation: &Foundation, config: IngestConfig, runtime: Handle) -> Self {
         Self {
+            statuses: Statuses::new(
+                &foundation.sinks,
+                &foundation.records,
+                &foundation.bus,
+                &foundation.metrics,
+                config.common.report_timeout,
+            ),
             records: foundation.records.clone(),
             raw: foundation.raw.clone(),
             metrics: foundation.metrics.clone(),
