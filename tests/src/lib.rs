@@ -15,6 +15,7 @@ pub mod oracle;
 pub mod otlp;
 pub mod pattern;
 pub mod proxy;
+pub mod psapi;
 pub mod raw;
 pub mod refusal;
 pub mod reports;

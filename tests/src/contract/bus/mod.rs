@@ -6,6 +6,7 @@
 mod delays;
 mod given_up;
 mod processes;
+mod reports;
 mod sharing;
 mod work;
 
@@ -20,6 +21,7 @@ use shared::message::{Message, Queue};
 pub use delays::*;
 pub use given_up::*;
 pub use processes::*;
+pub use reports::*;
 pub use sharing::*;
 pub use work::*;
 
@@ -69,6 +71,9 @@ macro_rules! bus_contract {
             a_waiting_consumer_sees_work_of_another_process_soon
             a_process_that_ends_frees_its_jobs
             what_was_published_survives_reopening
+            reports_of_each_sink_are_apart
+            a_report_that_was_put_off_keeps_its_place
+            reports_of_a_sink_are_with_one_process_at_a_time
         }
     };
     (@cases $site:expr; $($case:ident)*) => {
