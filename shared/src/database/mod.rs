@@ -35,7 +35,7 @@ pub use log::SyncLog;
 use log::{Doubt, Log};
 use owner::OwnerLock;
 pub(crate) use writer::Written;
-use writer::{Pending, Request};
+use writer::{Pending, Request, Writer};
 
 /// Requests that wait for the writer before senders have to wait.
 const WAITING_WRITES: usize = 1024;
@@ -164,11 +164,7 @@ impl Database {
                 .map_err(|error| unusable(error.to_string()))
         };
         let doubt = log.doubt().clone();
-        let writer = writer::Writer {
-            connection,
-            log,
-            durable,
-        };
+        let writer = Writer::new(connection, log, durable);
         let mut threads = vec![
             spawn("records-writer", Box::new(move || writer.run(receiver)))?,
             spawn(

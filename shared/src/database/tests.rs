@@ -153,3 +153,67 @@ async fn a_large_file_is_checked_beside_the_start_and_not_ready_before() {
 fn open_checking(path: &Path, at_start: u64) -> Result<Arc<Database>, OpenError> {
     Database::open_checking(path, Durable::OnRequest, Box::new(fs::File::sync_data), at_start)
 }
+
+// Row 16, and the price of a HEAD of a finished upload: what is told survives a loss of power, but nobody waits for the
+// disk once more when all of it is there.
+#[tokio::test]
+async fn settling_syncs_for_what_others_may_have_left_and_for_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ferry.db");
+    let (synced, fails) = (Arc::new(AtomicU8::new(0)), Arc::new(AtomicU8::new(0)));
+    let sync: SyncLog = Box::new({
+        let (synced, fails) = (synced.clone(), fails.clone());
+        move |log| {
+            synced.fetch_add(1, Ordering::SeqCst);
+            match fails.load(Ordering::SeqCst) {
+                0 => log.sync_data(),
+                _ => Err(std::io::Error::from_raw_os_error(5)),
+            }
+        }
+    });
+    let database = Database::open_with(&path, Durable::OnRequest, sync).unwrap();
+    let insert = |id: u8| {
+        move |connection: &Connection| -> Result<(), DatabaseError> {
+            connection.execute("INSERT INTO uploads VALUES (?1, 1, 'committed', 1, 0, 0, '')", [[id]])?;
+            Ok(())
+        }
+    };
+    let settle = || async {
+        let before = synced.load(Ordering::SeqCst);
+        let settled = database.write(|_| Ok(Written::settled(()))).await;
+        settled.map(|()| synced.load(Ordering::SeqCst) - before)
+    };
+    assert_eq!(
+        settle().await.unwrap(),
+        1,
+        "what an earlier process left may not be synced"
+    );
+    assert_eq!(settle().await.unwrap(), 0);
+
+    let before = synced.load(Ordering::SeqCst);
+    let write = database.write(move |connection| insert(1)(connection).map(Written::durably));
+    write.await.unwrap();
+    assert_eq!(
+        synced.load(Ordering::SeqCst),
+        before + 1,
+        "synced before it was answered"
+    );
+    let write = database.write(move |connection| insert(2)(connection).map(Written::plainly));
+    write.await.unwrap();
+    assert_eq!(settle().await.unwrap(), 0, "nobody wanted the second one to survive");
+
+    let other = connect(&path).unwrap();
+    insert(3)(&other).unwrap();
+    assert_eq!(settle().await.unwrap(), 1, "another process may be about to sync it");
+    assert_eq!(settle().await.unwrap(), 0);
+
+    // In the middle: committed, seen by every reader, and its sync failed.
+    fails.store(1, Ordering::SeqCst);
+    let write = database.write(move |connection| insert(4)(connection).map(Written::durably));
+    write.await.unwrap_err();
+    assert_eq!(rows(&database), 4);
+    settle().await.unwrap_err();
+    fails.store(0, Ordering::SeqCst);
+    assert_eq!(settle().await.unwrap(), 1, "the log is written again, and synced");
+    assert_eq!(settle().await.unwrap(), 0);
+}

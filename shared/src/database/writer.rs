@@ -1,5 +1,6 @@
 //! The one thread that writes: all requests that wait share a transaction and a sync.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -14,29 +15,48 @@ const MOST_REQUESTS: usize = 256;
 /// and lasts about this long, so that other processes get their turn.
 const LONGEST: Duration = Duration::from_millis(5);
 
-/// What an operation answers, and whether it must survive a power loss.
+/// What an operation answers, and what must survive a power loss before it does.
 #[derive(Debug)]
 pub(crate) struct Written<T> {
     answer: T,
-    durably: bool,
+    survives: Survives,
+}
+
+/// What must survive a power loss before an answer; each includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Survives {
+    Nothing,
+    /// What was committed before, and asked to.
+    TheEarlier,
+    /// All of it.
+    This,
 }
 
 impl<T> Written<T> {
     /// Need not survive a power loss by itself.
     pub(crate) fn plainly(answer: T) -> Self {
-        Self { answer, durably: false }
+        let survives = Survives::Nothing;
+        Self { answer, survives }
+    }
+
+    /// Wrote nothing, and answers when every earlier write that asked to survive a power loss does, of whatever
+    /// process.
+    pub(crate) fn settled(answer: T) -> Self {
+        let survives = Survives::TheEarlier;
+        Self { answer, survives }
     }
 
     /// Survives a power loss before it is answered.
     pub(crate) fn durably(answer: T) -> Self {
-        Self { answer, durably: true }
+        let survives = Survives::This;
+        Self { answer, survives }
     }
 }
 
 /// A waiting write.
 pub(super) trait Request: Send {
-    /// Does it, inside a transaction. Answers whether it succeeded, and whether it must be durable.
-    fn run(&mut self, connection: &Connection) -> Result<bool, ()>;
+    /// Does it, inside a transaction. Answers whether it succeeded, and what must be durable then.
+    fn run(&mut self, connection: &Connection) -> Result<Survives, ()>;
     /// Tells who waits, after the commit.
     fn answer(self: Box<Self>, committed: Result<(), &str>);
 }
@@ -62,12 +82,12 @@ where
     T: Send,
     F: FnOnce(&Connection) -> Result<Written<T>, DatabaseError> + Send,
 {
-    fn run(&mut self, connection: &Connection) -> Result<bool, ()> {
+    fn run(&mut self, connection: &Connection) -> Result<Survives, ()> {
         let Some(operation) = self.operation.take() else {
             return Err(());
         };
         let (outcome, answer) = match operation(connection) {
-            Ok(written) => (Ok(written.answer), Ok(written.durably)),
+            Ok(written) => (Ok(written.answer), Ok(written.survives)),
             Err(error) => (Err(error), Err(())),
         };
         self.outcome = Some(outcome);
@@ -89,10 +109,21 @@ pub(super) struct Writer {
     pub(super) connection: Connection,
     /// The write-ahead log: `synchronous=NORMAL` plus a sync of it is what `FULL` does, but only where asked for.
     pub(super) log: Log,
-    pub(super) durable: Durable,
+    durable: Durable,
+    /// What others had committed (`PRAGMA data_version`) when the log was last synced because of that.
+    others_synced: Cell<Option<i64>>,
 }
 
 impl Writer {
+    pub(super) fn new(connection: Connection, log: Log, durable: Durable) -> Self {
+        Self {
+            connection,
+            log,
+            durable,
+            others_synced: Cell::new(None),
+        }
+    }
+
     /// Serves `requests` until all senders are gone.
     pub(super) fn run(self, mut requests: mpsc::Receiver<Box<dyn Request>>) {
         while let Some(first) = requests.blocking_recv() {
@@ -129,34 +160,58 @@ impl Writer {
             done.push(first);
             return Err(reason);
         }
-        let mut durably = self.durable == Durable::Always;
+        let mut survives = Survives::Nothing;
         let begun = Instant::now();
         let mut next = Some(first);
         while let Some(mut request) = next.take() {
             let outcome = self.savepoint(request.as_mut());
             done.push(request);
-            durably |= outcome.map_err(text)?;
+            survives = survives.max(outcome.map_err(text)?);
             if done.len() < MOST_REQUESTS && begun.elapsed() < LONGEST {
                 next = requests.try_recv().ok();
             }
         }
+        if survives == Survives::Nothing && self.durable == Durable::Always {
+            survives = Survives::This;
+        }
+        let others = match survives {
+            Survives::TheEarlier => Some(self.others().map_err(text)?),
+            Survives::Nothing | Survives::This => None,
+        };
         self.execute("COMMIT").map_err(text)?;
-        if durably { self.log.sync() } else { Ok(()) }
+        match survives {
+            Survives::Nothing => Ok(()),
+            // What this thread committed it has synced, or the log would be doubted. Others may not have come to it.
+            Survives::TheEarlier if others == self.others_synced.get() => Ok(()),
+            Survives::TheEarlier | Survives::This => {
+                self.log.sync()?;
+                if others.is_some() {
+                    self.others_synced.set(others);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Changes whenever another connection, of this or of another process, has committed something.
+    fn others(&self) -> rusqlite::Result<i64> {
+        self.connection
+            .pragma_query_value(None, "data_version", |row| row.get(0))
     }
 
     /// Runs one request so that its failure, or its panic, undoes its own changes only.
-    fn savepoint(&self, request: &mut dyn Request) -> rusqlite::Result<bool> {
+    fn savepoint(&self, request: &mut dyn Request) -> rusqlite::Result<Survives> {
         self.execute("SAVEPOINT request")?;
         let outcome = catch_unwind(AssertUnwindSafe(|| request.run(&self.connection)));
         match outcome {
-            Ok(Ok(durably)) => {
+            Ok(Ok(survives)) => {
                 self.execute("RELEASE request")?;
-                Ok(durably)
+                Ok(survives)
             }
             Ok(Err(())) | Err(_) => {
                 self.execute("ROLLBACK TO request")?;
                 self.execute("RELEASE request")?;
-                Ok(false)
+                Ok(Survives::Nothing)
             }
         }
     }

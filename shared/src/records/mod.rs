@@ -118,8 +118,8 @@ pub trait Records: fmt::Debug + Send + Sync + 'static {
     /// The records could not be read.
     async fn census(&self) -> Result<Census, RecordError>;
 
-    /// Returns when everything that was read before survives a power loss: a reader may see a write a moment before
-    /// whoever made it has synced it.
+    /// Returns when every durable write that was read before survives a power loss: a reader may see it a moment before
+    /// whoever made it has synced it. Costs no sync when nobody can be in that moment.
     ///
     /// # Errors
     /// It may not survive one.

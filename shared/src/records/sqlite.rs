@@ -307,8 +307,8 @@ impl Records for SqliteRecords {
     }
 
     async fn settled(&self) -> Result<(), RecordError> {
-        // Behind every earlier transaction, of this process and of others: nothing to write, but all to sync.
-        let settled = self.database.write(|_| Ok(Written::durably(())));
+        // Behind every earlier transaction, of this process and of others.
+        let settled = self.database.write(|_| Ok(Written::settled(())));
         settled.await.map_err(|error| unavailable("sync", "records", error))
     }
 
