@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use actix_web::web;
 use futures_util::StreamExt as _;
+use shared::config::IngestConfig;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::error::TusError;
@@ -12,8 +13,6 @@ use crate::uploads::{Append, Ended, UploadError, Uploads};
 
 /// How often a slow body is looked at: what came is written then, so that HEAD sees it.
 const LOOK: Duration = Duration::from_secs(1);
-/// The minimum rate is an average over this time.
-const RATE_WINDOW: Duration = Duration::from_secs(60);
 
 /// Reads `body` into `append` until it ends in one of the ways there are. Whatever way that is, what came is kept.
 ///
@@ -29,7 +28,7 @@ pub(super) async fn receive(
     let taken_over = append.taken_over().clone();
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut pace = Pace::new(uploads.config.body_idle_timeout, uploads.config.body_min_rate);
+    let mut pace = Pace::new(&uploads.config);
     loop {
         tokio::select! {
             biased;
@@ -96,7 +95,9 @@ async fn too_long(append: Append, uploads: &Uploads) -> Result<TusError, UploadE
 /// How fast a body comes.
 struct Pace {
     idle_timeout: Duration,
-    min_rate: u64,
+    rate_window: Duration,
+    /// Bytes that must come in a window.
+    least: u64,
     last: Instant,
     arrived: bool,
     window: Instant,
@@ -104,11 +105,17 @@ struct Pace {
 }
 
 impl Pace {
-    fn new(idle_timeout: Duration, min_rate: u64) -> Self {
+    fn new(config: &IngestConfig) -> Self {
+        Self::with(config.body_idle_timeout, config.body_min_rate, config.body_rate_window)
+    }
+
+    fn with(idle_timeout: Duration, min_rate: u64, rate_window: Duration) -> Self {
         let now = Instant::now();
+        let least = u128::from(min_rate) * rate_window.as_millis() / 1000;
         Self {
             idle_timeout,
-            min_rate,
+            rate_window,
+            least: u64::try_from(least).unwrap_or(u64::MAX),
             last: now,
             arrived: false,
             window: now,
@@ -130,11 +137,11 @@ impl Pace {
         if now - self.last >= self.idle_timeout {
             return true;
         }
-        if now - self.window < RATE_WINDOW {
+        if now - self.window < self.rate_window {
             return false;
         }
         self.window = now;
-        std::mem::take(&mut self.in_window) < self.min_rate * RATE_WINDOW.as_secs()
+        std::mem::take(&mut self.in_window) < self.least
     }
 }
 
@@ -146,7 +153,7 @@ mod tests {
     async fn a_body_that_stops_or_drips_is_stalled_and_a_steady_one_is_not() {
         let second = Duration::from_secs(1);
         let stalled_after = |per_second: usize| async move {
-            let mut pace = Pace::new(Duration::from_secs(10), 1024);
+            let mut pace = Pace::with(Duration::from_secs(10), 1024, Duration::from_secs(60));
             for elapsed in 0..200 {
                 if pace.is_stalled(Instant::now()) {
                     return Some(elapsed);

@@ -48,6 +48,7 @@ impl Config for IngestConfig {
         let raw_reserve = reader.get(&table::RAW_RESERVE);
         let body_idle_timeout = reader.get(&table::BODY_IDLE_TIMEOUT);
         let body_min_rate = reader.get(&table::BODY_MIN_RATE);
+        let body_rate_window = reader.get(&table::BODY_RATE_WINDOW);
         let max_connections = reader.get(&table::MAX_CONNECTIONS);
         let lock_wait = reader.get(&table::LOCK_WAIT);
         refuse_all(reader, table::NOT_IN_INGEST);
@@ -66,6 +67,7 @@ impl Config for IngestConfig {
             raw_reserve,
             body_idle_timeout: body_idle_timeout?,
             body_min_rate: body_min_rate?,
+            body_rate_window: body_rate_window?,
             max_connections: max_connections?,
             lock_wait: lock_wait?,
         })

@@ -226,8 +226,10 @@ pub struct IngestConfig {
     pub raw_reserve: Option<u64>,
     /// `BODY_IDLE_TIMEOUT`.
     pub body_idle_timeout: Duration,
-    /// `BODY_MIN_RATE` in bytes per second, over 60 s.
+    /// `BODY_MIN_RATE` in bytes per second.
     pub body_min_rate: u64,
+    /// `BODY_RATE_WINDOW`.
+    pub body_rate_window: Duration,
     /// `MAX_CONNECTIONS`.
     pub max_connections: usize,
     /// `LOCK_WAIT`.

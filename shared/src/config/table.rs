@@ -188,8 +188,14 @@ pub(super) const BODY_IDLE_TIMEOUT: Setting<Duration> = setting(
 pub(super) const BODY_MIN_RATE: Setting<u64> = setting(
     "BODY_MIN_RATE",
     Default("1KiB/s"),
-    "A request body slower than this over 60 s is ended; 0: none is.",
+    "A request body slower than this over BODY_RATE_WINDOW is ended; 0: none is.",
     values::rate,
+);
+pub(super) const BODY_RATE_WINDOW: Setting<Duration> = setting(
+    "BODY_RATE_WINDOW",
+    Default("60s"),
+    "Time over which the rate of a request body is taken.",
+    values::duration,
 );
 pub(super) const MAX_CONNECTIONS: Setting<usize> = setting(
     "MAX_CONNECTIONS",
