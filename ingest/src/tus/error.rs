@@ -72,8 +72,9 @@ impl TusError {
             }
             Self::MetadataTooLong | Self::HeadersTooLarge => headers::HEADER_TOO_LARGE,
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Draining | Self::Stopped { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Self::BodyStalled { .. } => StatusCode::REQUEST_TIMEOUT,
+            // A stalled body would be 408 in HTTP, but tus-js-client gives up at every 4xx other than 409 and 423: a
+            // laptop that was asleep would lose its upload. What came is kept, so going on is always right.
+            Self::Draining | Self::Stopped { .. } | Self::BodyStalled { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::TakenOver => StatusCode::CONFLICT,
             Self::Upload(error) => match error {
                 UploadError::NotFound(_) => StatusCode::NOT_FOUND,
@@ -137,7 +138,7 @@ impl TusError {
                     headers.insert(HeaderName::from_static("tus-max-size"), HeaderValue::from(most));
                 }
             }
-            Self::Draining | Self::Stopped { .. } => {
+            Self::Draining | Self::Stopped { .. } | Self::BodyStalled { .. } => {
                 headers.insert(HeaderName::from_static("retry-after"), HeaderValue::from_static("5"));
             }
             _ => {}
