@@ -29,6 +29,7 @@ use shared::foundation::Foundation;
 use shared::health::{Check, Health};
 use shared::message::Source;
 use shared::outbox::Reconciler;
+use shared::telemetry::Metrics;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -204,12 +205,12 @@ fn listen(config: &IngestConfig, connections: usize, tus: Tus, admin: &Admin) ->
             .app_data(web::Data::new(tus.clone()))
             .wrap_fn(move |request, service| {
                 let metrics = metrics.clone();
-                metrics.requests_in_flight.inc();
+                let in_flight = InFlight::begin(&metrics);
                 let method = request.method().clone();
                 let answer = service.call(request);
                 async move {
                     let answer = answer.await;
-                    metrics.requests_in_flight.dec();
+                    drop(in_flight);
                     if let Ok(answer) = &answer {
                         metrics.count_request(method.as_str(), answer.status().as_u16());
                     }
@@ -229,6 +230,22 @@ fn listen(config: &IngestConfig, connections: usize, tus: Tus, admin: &Admin) ->
     .bind(config.listen)?;
     let addr = server.addrs().first().copied().ok_or(io::ErrorKind::AddrNotAvailable)?;
     Ok((addr, server.run()))
+}
+
+/// A request that is being worked on, until it is dropped: a reset connection takes its handler along.
+struct InFlight(Arc<Metrics>);
+
+impl InFlight {
+    fn begin(metrics: &Arc<Metrics>) -> Self {
+        metrics.requests_in_flight.inc();
+        Self(metrics.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.requests_in_flight.dec();
+    }
 }
 
 async fn serve(server: Server) {
