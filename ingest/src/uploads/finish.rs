@@ -81,7 +81,28 @@ impl Uploads {
     /// # Errors
     /// Nothing is taken back: the sweeper, a HEAD or a repeated PATCH tries again.
     pub(crate) async fn finish(self: &Arc<Self>, id: UploadId, crc: Option<Crc64>) -> Result<(), UploadError> {
-        let deadline = Instant::now() + PATIENCE;
+        self.finish_within(PATIENCE, id, crc).await
+    }
+
+    /// The same for the sweeper, which waits for nobody: what somebody else is finishing, or what is not whole after
+    /// all, it leaves.
+    ///
+    /// # Errors
+    /// As [`Uploads::finish`].
+    pub(super) async fn finish_if_left(self: &Arc<Self>, id: UploadId) -> Result<(), UploadError> {
+        match self.finish_within(Duration::ZERO, id, None).await {
+            Err(UploadError::StillFinishing(_) | UploadError::Unfinished(_)) => Ok(()),
+            finished => finished,
+        }
+    }
+
+    async fn finish_within(
+        self: &Arc<Self>,
+        patience: Duration,
+        id: UploadId,
+        crc: Option<Crc64>,
+    ) -> Result<(), UploadError> {
+        let deadline = Instant::now() + patience;
         loop {
             let record = self.open(id).await?;
             match record.state {
@@ -106,7 +127,7 @@ impl Uploads {
                     return self.finish_claimed(hold, record, crc).instrument(span).await;
                 }
             }
-            if Instant::now() > deadline {
+            if Instant::now() >= deadline {
                 return Err(UploadError::StillFinishing(id));
             }
             sleep(LOOK).await;

@@ -61,6 +61,7 @@ pub(crate) struct Uploads {
     routes: Routes,
     source: Source,
     boot: BootId,
+    started_at: Timestamp,
     /// Work that must outlive the request that began it runs here.
     runtime: Handle,
     tasks: TaskTracker,
@@ -88,6 +89,7 @@ impl Uploads {
             routes: foundation.routes.clone(),
             source: Source::new("ingest"),
             boot: foundation.boot.clone(),
+            started_at: Timestamp::now(),
             runtime,
             tasks: TaskTracker::new(),
             room: Room::default(),

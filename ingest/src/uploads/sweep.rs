@@ -52,14 +52,17 @@ pub(crate) async fn sweep(
     }
 }
 
-/// What has waited longest, as a sweep found it.
+/// What a sweep found.
 #[derive(Debug, Default)]
-struct Oldest {
+struct Found {
+    /// Uploads of an earlier process that were not finished.
+    recovered: u64,
+    /// What has waited longest.
     unpublished: Option<Timestamp>,
     undelivered: Option<Timestamp>,
 }
 
-impl Oldest {
+impl Found {
     fn note(oldest: &mut Option<Timestamp>, seen: Option<Timestamp>) {
         *oldest = match (*oldest, seen) {
             (Some(oldest), Some(seen)) => Some(oldest.min(seen)),
@@ -76,13 +79,13 @@ fn age(moment: Option<Timestamp>) -> i64 {
 impl Uploads {
     async fn sweep(self: &Arc<Self>, reconciler: &mut Reconciler, first: bool) -> Result<(), UploadError> {
         reconciler.begin().await;
-        let mut oldest = Oldest::default();
+        let mut found = Found::default();
         let mut after = None;
         loop {
             let page = self.records.open_uploads(after, PAGE).await?;
             for id in &page {
                 // One upload's trouble is its own.
-                if let Err(error) = self.attend(*id, reconciler, &mut oldest, first).await {
+                if let Err(error) = self.attend(*id, reconciler, &mut found).await {
                     tracing::warn!(upload_id = %id, error = %Chain(&error), "not swept");
                 }
             }
@@ -91,10 +94,13 @@ impl Uploads {
                 _ => break,
             }
         }
-        self.metrics.outbox_oldest_seconds.set(age(oldest.unpublished));
-        self.metrics.undelivered_oldest_seconds.set(age(oldest.undelivered));
+        self.metrics.outbox_oldest_seconds.set(age(found.unpublished));
+        self.metrics.undelivered_oldest_seconds.set(age(found.undelivered));
         let before = Timestamp::now() - TOMBSTONES;
         self.records.purge_tombstones(before, REMOVED_AT_ONCE).await?;
+        if first {
+            self.metrics.uploads_recovered.inc_by(found.recovered); // last: a sweep that fails begins again
+        }
         Ok(())
     }
 
@@ -102,10 +108,12 @@ impl Uploads {
         self: &Arc<Self>,
         id: UploadId,
         reconciler: &mut Reconciler,
-        oldest: &mut Oldest,
-        first: bool,
+        found: &mut Found,
     ) -> Result<(), UploadError> {
         let record = self.records.upload(id).await?;
+        if self.is_recovered(&record) {
+            found.recovered += 1;
+        }
         match record.state {
             // Nothing more is done with one whose bytes are lost, until its sender deletes it.
             UploadState::Receiving if record.on_disk.trouble == Some(Trouble::Lost) => {}
@@ -116,19 +124,10 @@ impl Uploads {
                 };
                 if may_be_whole {
                     tracing::info!(upload_id = %id, "all bytes are there: finishing");
-                    match self.finish(id, None).await {
-                        Err(UploadError::Unfinished(_)) => {} // its sender goes on
-                        finished => finished?,
-                    }
-                }
-                if first {
-                    self.metrics.uploads_recovered.inc();
+                    self.finish_if_left(id).await?;
                 }
             }
-            UploadState::Committing => match self.finish(id, None).await {
-                Err(UploadError::Unfinished(_)) => {}
-                finished => finished?,
-            },
+            UploadState::Committing => self.finish_if_left(id).await?,
             UploadState::Terminating => self.remove_terminated(id).await?,
             _ => {}
         }
@@ -138,12 +137,12 @@ impl Uploads {
             record.completed.as_ref().map(|completed| completed.at),
         );
         if let Err(error) = self.outbox.publish_upload(record).await {
-            Oldest::note(&mut oldest.unpublished, Some(changed_at));
+            Found::note(&mut found.unpublished, Some(changed_at));
             tracing::warn!(upload_id = %id, %error, "messages are still not published");
         }
         for delivery in self.records.deliveries(id).await? {
             if !delivery.state.is_final() {
-                Oldest::note(&mut oldest.undelivered, completed_at);
+                Found::note(&mut found.undelivered, completed_at);
             }
             let attended = if delivery.outbox.is_empty() {
                 reconciler.attend(&delivery).await.map(drop)
@@ -155,6 +154,12 @@ impl Uploads {
             }
         }
         Ok(())
+    }
+
+    /// Whether it is an unfinished upload of an earlier process; also one whose sender was back before the sweeper.
+    fn is_recovered(&self, record: &UploadRecord) -> bool {
+        let unfinished = matches!(record.state, UploadState::Receiving | UploadState::Committing);
+        unfinished && record.created_at < self.started_at && record.on_disk.trouble != Some(Trouble::Lost)
     }
 
     /// Whether an upload that nobody writes has all its bytes, as far as can be told without reading them: after a loss
