@@ -50,11 +50,18 @@ pub(super) async fn create(
     );
     let mut created = HttpResponse::Created();
     created.insert_header((header::LOCATION, location.as_str()));
-    if record.length == Some(0) && headers.body.is_none() {
-        uploads.finish_whatever_happens(id, None).await?;
-    }
-    if headers.body.is_none() {
-        return Ok(created.finish());
+    match headers.body {
+        None => {
+            if record.length == Some(0) {
+                uploads.finish_whatever_happens(id, None).await?;
+            }
+            return Ok(created.finish());
+        }
+        Some(BodyLength::Known(0)) if record.length == Some(0) => {
+            uploads.finish_whatever_happens(id, None).await?;
+            return Ok(created.insert_header(("Upload-Offset", 0)).finish());
+        }
+        Some(BodyLength::Known(_) | BodyLength::Chunked) => {}
     }
     let append = uploads.append(record, 0).await?;
     match receive(body, append, ticket, uploads).await {

@@ -78,9 +78,9 @@ impl Uploads {
     pub(crate) async fn append(self: &Arc<Self>, record: UploadRecord, offset: u64) -> Result<Append, UploadError> {
         let record = self.relied_on(record).await?;
         if !self.live.was_told(record.id, offset) {
-            let present = self.offset(&record).await?;
+            let (record, present) = self.present(&record).await?;
             if present != offset {
-                return Err(UploadError::OffsetMismatch { present });
+                return Err(self.mismatch(&record, present).await);
             }
         }
         let (writing, took_over) = self
@@ -145,7 +145,8 @@ impl Uploads {
 
     /// The refusal of bytes that would not follow the `present` ones. It tells an offset like any answer.
     async fn mismatch(self: &Arc<Self>, record: &UploadRecord, present: u64) -> UploadError {
-        if Some(present) == record.length
+        if record.completed.is_none()
+            && Some(present) == record.length
             && let Err(error) = self.before_told_whole(record).await
         {
             return error;

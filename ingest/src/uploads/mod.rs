@@ -117,24 +117,27 @@ impl Uploads {
     /// # Errors
     /// `Damaged` if the store has less than the record says was there.
     pub(crate) async fn offset(self: &Arc<Self>, record: &UploadRecord) -> Result<u64, UploadError> {
+        let (record, offset) = self.present(record).await?;
+        if record.completed.is_none() && Some(offset) == record.length {
+            self.before_told_whole(&record).await?;
+        }
+        Ok(offset)
+    }
+
+    /// As [`Uploads::offset`], but not yet for an answer: that the upload is whole may be taken back.
+    async fn present(self: &Arc<Self>, record: &UploadRecord) -> Result<(UploadRecord, u64), UploadError> {
         if let Some(completed) = &record.completed {
             if self.config.durability != Durability::None {
                 self.records.settled().await?; // whoever recorded it may not have synced it yet
             }
-            return Ok(completed.crc64nvme.covered());
+            return Ok((record.clone(), completed.crc64nvme.covered()));
         }
-        let (record, offset) = match self.live.tell(record.id) {
-            Some(offset) => (record.clone(), offset),
-            None => {
-                let record = self.relied_on(record.clone()).await?;
-                let offset = self.stored(&record).await?;
-                (record, offset)
-            }
-        };
-        if Some(offset) == record.length {
-            self.before_told_whole(&record).await?;
+        if let Some(offset) = self.live.tell(record.id) {
+            return Ok((record.clone(), offset));
         }
-        Ok(offset)
+        let record = self.relied_on(record.clone()).await?;
+        let offset = self.stored(&record).await?;
+        Ok((record, offset))
     }
 
     /// How many bytes there are, and when the last of them came. No promise to a sender.
