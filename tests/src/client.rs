@@ -182,6 +182,16 @@ impl Client {
         }
     }
 
+    /// The upload `id` of this server, whoever made it, over whatever way.
+    #[must_use]
+    pub fn upload_of(&self, id: &str) -> Upload {
+        Upload {
+            client: self.clone(),
+            url: format!("{}{id}", self.collection),
+            id: id.to_owned(),
+        }
+    }
+
     /// `GET /info/{id}`.
     ///
     /// # Panics

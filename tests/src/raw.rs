@@ -148,14 +148,27 @@ impl SlowPatch {
             .expect("begin a PATCH")
     }
 
+    /// Sends the beginning of a request that the caller writes himself, as far into its body as he likes.
+    ///
+    /// # Panics
+    /// The server does not take it.
+    pub async fn begin_with(addr: SocketAddr, bytes: &[u8]) -> Self {
+        let begun = Self::sending(addr, bytes).await;
+        begun.expect("begin a request")
+    }
+
     async fn with_framing(addr: SocketAddr, path: &str, offset: u64, framing: &str) -> std::io::Result<Self> {
-        let mut stream = TcpStream::connect(addr).await?;
-        stream.set_nodelay(true)?;
         let head = format!(
             "PATCH {path} HTTP/1.1\r\nHost: {addr}\r\nTus-Resumable: 1.0.0\r\nContent-Type: {OFFSET_OCTETS}\r\n\
              Upload-Offset: {offset}\r\n{framing}\r\n\r\n"
         );
-        stream.write_all(head.as_bytes()).await?;
+        Self::sending(addr, head.as_bytes()).await
+    }
+
+    async fn sending(addr: SocketAddr, bytes: &[u8]) -> std::io::Result<Self> {
+        let mut stream = TcpStream::connect(addr).await?;
+        stream.set_nodelay(true)?;
+        stream.write_all(bytes).await?;
         let received = Vec::new();
         Ok(Self { stream, received })
     }
