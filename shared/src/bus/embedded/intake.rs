@@ -23,8 +23,8 @@ pub(super) struct Intake {
     pub(super) database: Arc<Database>,
     /// As in the column `queue`.
     pub(super) place: String,
-    /// Only while no other process holds any of it.
-    pub(super) in_order: bool,
+    /// Of what goes out in order: only while no other consumer, here or in another process, holds any of it.
+    pub(super) turn: Option<Arc<Semaphore>>,
     pub(super) wake: Arc<Notify>,
     pub(super) places: Arc<Semaphore>,
     pub(super) jobs: mpsc::Sender<Job>,
@@ -32,10 +32,18 @@ pub(super) struct Intake {
 
 impl Intake {
     pub(super) async fn run(self) {
+        let turn = match &self.turn {
+            None => None,
+            Some(turn) => tokio::select! {
+                turn = turn.clone().acquire_owned() => turn.ok(),
+                () = self.jobs.closed() => return,
+            },
+        };
         let settler: Arc<dyn Settle> = Arc::new(Settler {
             database: self.database.clone(),
             place: self.place.clone(),
             wake: self.wake.clone(),
+            _turn: turn,
         });
         let mut changes = self.database.changes();
         let mut tidied: Option<Instant> = None;
@@ -106,7 +114,7 @@ impl Intake {
     async fn take(&self, most: usize) -> Result<Vec<Row>, DatabaseError> {
         // Most looks find nothing: they do not go through the writer.
         let now = Timestamp::now().as_millisecond();
-        let (place, owner, in_order) = (self.place.clone(), self.database.owner().clone(), self.in_order);
+        let (place, owner, in_order) = (self.place.clone(), self.database.owner().clone(), self.turn.is_some());
         let waiting = self.database.read(move |connection| {
             let found = connection
                 .prepare_cached(

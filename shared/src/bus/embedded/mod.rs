@@ -14,7 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use rusqlite::params;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use uuid::Uuid;
 
 use intake::Intake;
@@ -30,7 +30,24 @@ use crate::message::{Message, Queue, Route};
 pub struct EmbeddedBus {
     database: Arc<Database>,
     /// Who waits, by the name of what they wait for.
-    wake: Mutex<BTreeMap<String, Arc<Notify>>>,
+    waiting: Mutex<BTreeMap<String, Waiting>>,
+}
+
+/// This process's consumers of one queue, or of one sink's reports.
+#[derive(Debug)]
+struct Waiting {
+    wake: Arc<Notify>,
+    /// The one of them that takes what goes out in order.
+    turn: Arc<Semaphore>,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self {
+            wake: Arc::default(),
+            turn: Arc::new(Semaphore::new(1)),
+        }
+    }
 }
 
 impl EmbeddedBus {
@@ -39,15 +56,15 @@ impl EmbeddedBus {
     pub fn new(database: Arc<Database>) -> Arc<Self> {
         Arc::new(Self {
             database,
-            wake: Mutex::default(),
+            waiting: Mutex::default(),
         })
     }
 
     /// Wakes this process's consumers of `queues`; those of other processes see the file change.
     pub(crate) fn nudge(&self, queues: &[Queue]) {
-        for (place, wake) in self.wake.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for (place, waiting) in self.waiting.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             if queues.iter().any(|queue| is_of(place, *queue)) {
-                wake.notify_one();
+                waiting.wake.notify_one();
             }
         }
     }
@@ -56,14 +73,15 @@ impl EmbeddedBus {
     async fn take_from(&self, place: String, in_order: bool, prefetch: usize) -> Result<Consumer, BusError> {
         self.check().await?;
         let (jobs, receiver) = mpsc::channel(prefetch.max(1));
-        let wake = {
-            let mut waiting = self.wake.lock().unwrap_or_else(PoisonError::into_inner);
-            waiting.entry(place.clone()).or_default().clone()
+        let (wake, turn) = {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let waiting = waiting.entry(place.clone()).or_default();
+            (waiting.wake.clone(), in_order.then(|| waiting.turn.clone()))
         };
         let intake = Intake {
             database: self.database.clone(),
             place,
-            in_order,
+            turn,
             wake,
             places: Arc::new(Semaphore::new(prefetch.max(1))),
             jobs,
@@ -234,6 +252,8 @@ struct Settler {
     database: Arc<Database>,
     place: String,
     wake: Arc<Notify>,
+    // Each job has its settler: until the last one is settled or put back no other consumer begins.
+    _turn: Option<OwnedSemaphorePermit>,
 }
 
 #[async_trait]
