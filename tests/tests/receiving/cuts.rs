@@ -73,11 +73,11 @@ async fn a_body_that_ends_early_is_kept_and_is_never_a_complete_upload() {
         kept,
     };
     let bodies = [
-        body(by_length.as_str(), &content, 1_200_007, 1_200_007),
-        body(CHUNKED, &chunks, 120 * ON_THE_WIRE + 6 + 7, 1_200_007), // inside a chunk
-        body(CHUNKED, &chunks, 120 * ON_THE_WIRE, 1_200_000),         // between two
-        body(CHUNKED, &chunks, 120 * ON_THE_WIRE + 2, 1_200_000),     // inside a chunk's size
-        body(CHUNKED, &one_chunk, 8 + 1_200_007, 1_200_007),          // inside the only one
+        body(by_length.as_str(), &content, 1_900_007, 1_900_007),
+        body(CHUNKED, &chunks, 190 * ON_THE_WIRE + 6 + 7, 1_900_007), // inside a chunk
+        body(CHUNKED, &chunks, 190 * ON_THE_WIRE, 1_900_000),         // between two
+        body(CHUNKED, &chunks, 190 * ON_THE_WIRE + 2, 1_900_000),     // inside a chunk's size
+        body(CHUNKED, &one_chunk, 8 + 1_900_007, 1_900_007),          // inside the only one
     ];
     let mut cut: Vec<(Upload, u64)> = Vec::new();
 
@@ -118,21 +118,28 @@ async fn a_body_that_ends_early_is_kept_and_is_never_a_complete_upload() {
         far.proxy.set_new(Faults::none().end(Way::ToServer, until, Ending::Cut));
         assert!(exchange(far.proxy.addr(), &request.bytes).await.is_none());
         until_idle(&far).await;
-        let (offset, kept) = (upload.offset().await, length(body.kept));
-        assert!(offset <= kept && offset + READ_AHEAD >= kept, "{offset} of {kept}");
-        cut.push((upload, offset));
+        let kept = length(body.kept);
+        // What was only buffered is written when its request is gone.
+        eventually("what came is there", LIMIT, || async {
+            let offset = upload.offset().await;
+            assert!(offset <= kept, "{offset} of {kept}");
+            (offset + READ_AHEAD >= kept).then_some(())
+        })
+        .await;
+        cut.push((upload, kept));
     }
     let counts = far.proxy.counts();
     assert_eq!((counts.cut, counts.half_closed, counts.reset), (10, 5, 5), "{counts:?}");
 
-    // A later one goes all the way through the system; those before it have not moved.
+    // A later one goes all the way through the system; those before it are where they were.
     let witness = client.create(CHUNK, &[]).await;
     witness.append(0, &content[..CHUNK]).await;
     assert_delivered(&far.site, &witness, &content[..CHUNK]).await;
-    for (upload, offset) in &cut {
+    for (upload, kept) in &cut {
         assert_unfinished(&far.site, upload).await;
-        assert_eq!(upload.offset().await, *offset);
-        upload.append(*offset, &content[index(*offset)..]).await;
+        let offset = upload.offset().await;
+        assert!(offset <= *kept && offset + READ_AHEAD >= *kept, "{offset} of {kept}");
+        upload.append(offset, &content[index(offset)..]).await;
     }
     for (upload, _) in &cut {
         assert_delivered(&far.site, upload, &content).await;
@@ -148,11 +155,19 @@ async fn a_cut_creation_and_a_cut_deferred_upload_are_not_complete() {
     let content = pattern(2, MIB);
     let headers = format!("Upload-Length: {MIB}\r\nContent-Type: {OFFSET_OCTETS}\r\nContent-Length: {MIB}\r\n",);
     let request = Request::new("POST /files/", &headers, &content);
-    far.proxy
-        .set_new(Faults::none().end(Way::ToServer, request.until(300_000), Ending::Cut));
-    assert!(exchange(far.proxy.addr(), &request.bytes).await.is_none());
+    let until = request.until(300_000);
+    far.proxy.set_new(Faults::none().end(Way::ToServer, until, Ending::Cut));
+    let (before, behind) = request.bytes.split_at(index(until));
+    let mut sender = SlowPatch::begin_with(far.proxy.addr(), before).await;
+    let staged = eventually("what came is on the disk", LIMIT, || async {
+        let staged = far.site.staged("raw");
+        let stored = fs::metadata(staged.first()?).ok()?.len();
+        (stored == 300_000).then_some(staged)
+    })
+    .await;
+    drop(sender.send(behind).await);
+    assert!(sender.answer().await.is_none());
     until_idle(&far).await;
-    let staged = far.site.staged("raw");
     assert_eq!(staged.len(), 1, "{staged:?}");
     let kept = fs::read(&staged[0]).expect("read the staged file");
     assert_same("what came", &kept, &content[..300_000]);
@@ -164,10 +179,15 @@ async fn a_cut_creation_and_a_cut_deferred_upload_are_not_complete() {
             framing += &format!("\r\nUpload-Length: {MIB}");
         }
         let request = Request::patch(&upload, 0, &framing, &content);
-        far.proxy
-            .set_new(Faults::none().end(Way::ToServer, request.until(400_000), Ending::Cut));
-        assert!(exchange(far.proxy.addr(), &request.bytes).await.is_none());
+        let until = request.until(400_000);
+        far.proxy.set_new(Faults::none().end(Way::ToServer, until, Ending::Cut));
+        let (before, behind) = request.bytes.split_at(index(until));
+        let mut sender = SlowPatch::begin_with(far.proxy.addr(), before).await;
         until_stored(&upload, 400_000).await;
+        drop(sender.send(behind).await);
+        assert!(sender.answer().await.is_none());
+        until_idle(&far).await;
+        assert_eq!(upload.offset().await, 400_000);
         assert_unfinished(&far.site, &upload).await;
         let told = upload.head().await.expect(200).number("Upload-Length");
         assert_eq!(told, told_in_the_cut_patch.then_some(length(MIB)));
