@@ -10,8 +10,8 @@ use crate::failure::Failure;
 
 /// For calls that move bytes: a part that needs longer is a transient failure (core.md §6).
 pub(crate) const PART_LIMIT: Duration = Duration::from_secs(600);
-/// For calls that move no bytes.
-pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(60);
+/// For calls that move no bytes, and for the bytes of one read of the source: longer is silence (faults.md 52, 57).
+pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(30);
 
 /// A store's answer within `limit`; none in time is a transient failure of unknown outcome.
 pub(crate) async fn within<T>(

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use shared::checksum::Crc64;
 use shared::failpoint::{self, Step};
 use shared::failure::FailureClass;
@@ -16,13 +16,17 @@ use shared::upload::UploadId;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::budget::{Budget, Share};
-use crate::deadline::{CALL_LIMIT, PART_LIMIT, within};
+use crate::deadline::{CALL_LIMIT, within};
 use crate::failure::Failure;
 
 /// Ranges that are read ahead of the one that is wanted.
 const AHEAD: usize = 3;
 /// Pauses before a range that could not be read is asked for again, within the same try of the copy.
 const READ_AGAIN: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(2)];
+/// What could not be read in time is asked for again in pieces of this part of it, ...
+const SMALLER: u64 = 8;
+/// ... but not of less than these bytes.
+const LEAST: u64 = 4 * 1024;
 /// From here on a checksum is computed off the async threads.
 const LARGE: usize = 64 * 1024;
 
@@ -129,15 +133,24 @@ impl Source {
         })
     }
 
-    /// The bytes of `range`, of the content that was there when the copy began.
+    /// The bytes of `range`, of the content that was there when the copy began. A source that needs too long for all
+    /// of them is asked for less at once: only one that brings next to nothing is silent.
     async fn read(&self, range: Range<u64>, metrics: &Metrics) -> Result<Bytes, Failure> {
+        let mut whole = BytesMut::new();
+        let mut piece = range.clone();
         let mut pauses = READ_AGAIN.iter();
         loop {
-            let read = self.store.read(&self.name, range.clone(), Some(&self.tag));
-            let failure = match within(PART_LIMIT, "read the source file", read, Failure::of_source).await {
-                Ok(bytes) if bytes.len() as u64 == range.end - range.start => return Ok(bytes),
-                // The store promises all or an error; a copy that trusted a short answer would be a short copy.
-                Ok(_) => Failure::new(FailureClass::Source, "the source file ends too early"),
+            let failure = match self.read_once(&piece).await {
+                Ok(bytes) if piece == range => return Ok(bytes),
+                Ok(bytes) => {
+                    whole.extend_from_slice(&bytes);
+                    if piece.end == range.end {
+                        return Ok(whole.freeze());
+                    }
+                    piece = piece.end..range.end.min(piece.end + bytes.len() as u64);
+                    pauses = READ_AGAIN.iter();
+                    continue;
+                }
                 Err(failure) => failure,
             };
             let again = matches!(failure.class, FailureClass::Transient | FailureClass::Source) && !failure.source_gone;
@@ -145,11 +158,26 @@ impl Source {
                 Some(pause) if again => {
                     let class = failure.class.as_str();
                     metrics.copy_retries.with_label_values(&[class]).inc();
-                    tracing::warn!(upload_id = %self.name, offset = range.start, error = failure.detail, "read again");
+                    tracing::warn!(upload_id = %self.name, offset = piece.start, error = failure.detail, "read again");
+                    if failure.class == FailureClass::Transient {
+                        piece.end = piece
+                            .end
+                            .min(piece.start + ((piece.end - piece.start) / SMALLER).max(LEAST));
+                    }
                     tokio::time::sleep(failure.retry_after.unwrap_or(*pause).min(READ_AGAIN[1])).await;
                 }
                 _ => return Err(failure),
             }
+        }
+    }
+
+    async fn read_once(&self, range: &Range<u64>) -> Result<Bytes, Failure> {
+        let read = self.store.read(&self.name, range.clone(), Some(&self.tag));
+        match within(CALL_LIMIT, "read the source file", read, Failure::of_source).await {
+            Ok(bytes) if bytes.len() as u64 == range.end - range.start => Ok(bytes),
+            // The store promises all or an error; a copy that trusted a short answer would be a short copy.
+            Ok(_) => Err(Failure::new(FailureClass::Source, "the source file ends too early")),
+            Err(failure) => Err(failure),
         }
     }
 }

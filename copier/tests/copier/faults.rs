@@ -1,7 +1,7 @@
 //! What must happen when something breaks. The numbers are those of spec/faults.md.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shared::checksum::Crc64;
 use shared::failure::FailureClass;
@@ -26,6 +26,27 @@ async fn a_range_that_could_not_be_read_is_read_again() {
     let retries = &site.foundation.metrics.copy_retries;
     assert_eq!(retries.with_label_values(&["transient"]).get(), 1);
     assert_eq!(retries.with_label_values(&["source"]).get(), 1);
+}
+
+/// Row 52: a source that brings nothing for 30 s is asked again, and for less: one that is only slow is read, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_stalls_is_read_again_in_smaller_ranges() {
+    let site = Site::started();
+    site.raw.always(Fault::StallsBeyond(MIB / 4));
+    let body = pattern(2 * MIB + 5);
+    let id = site.upload(&body).await;
+    // The limit of a read, and the pause before the next one.
+    let begun = Instant::now();
+    site.delivered(id).await;
+    assert!(begun.elapsed() < Duration::from_secs(45), "{:?}", begun.elapsed());
+    for target in ["dex", "edav"] {
+        let delivery = site.delivery(id, target).await;
+        assert!(site.object(&delivery).await.unwrap().1 == body, "{target}");
+        assert_eq!(delivery.attempts, 0, "{target}");
+    }
+    let retries = site.foundation.metrics.copy_retries.with_label_values(&["transient"]);
+    assert_eq!(retries.get(), 2, "the two ranges that were too long");
+    assert_eq!(site.raw.read_bytes.load(Ordering::Relaxed), body.len() as u64);
 }
 
 /// Row 52, known-faults 3: a truncated source never makes a short copy, and ends.

@@ -27,6 +27,8 @@ pub(crate) enum Fault {
     FlipsBit(BlobOp),
     /// It gives back less than was asked for, without an error.
     Shortens(BlobOp),
+    /// Reads of more than these bytes are never answered.
+    StallsBeyond(usize),
     /// The commit says that all went well, and nothing is there.
     CommitsNothing,
     /// The commit attests another checksum.
@@ -39,6 +41,7 @@ impl Fault {
     fn concerns(self, operation: BlobOp) -> bool {
         match self {
             Self::Fails(of, _) | Self::AnswerLost(of, _) | Self::FlipsBit(of) | Self::Shortens(of) => of == operation,
+            Self::StallsBeyond(_) => operation == BlobOp::Read,
             Self::CommitsNothing | Self::AttestsAnother | Self::CommitsAnother => operation == BlobOp::Commit,
         }
     }
@@ -208,6 +211,11 @@ impl BlobStore for Faulty {
     async fn read(&self, name: &BlobName, range: Range<u64>, if_match: Option<&Tag>) -> Result<Bytes, BlobError> {
         self.line.pass(0).await;
         let fault = self.before(BlobOp::Read, name)?;
+        if let Some(Fault::StallsBeyond(bytes)) = fault
+            && range.end - range.start > bytes as u64
+        {
+            std::future::pending::<()>().await;
+        }
         let bytes = self.inner.read(name, range, if_match).await?;
         self.read_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(changed(bytes, fault))
