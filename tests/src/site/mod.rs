@@ -288,9 +288,17 @@ impl Site {
     /// # Panics
     /// It does not run.
     pub fn ask_to_stop(&self) {
-        for place in &self.places {
-            place.process.as_ref().expect("a running site").terminate();
+        for part in self.parts() {
+            self.ask_part_to_stop(part);
         }
+    }
+
+    /// As [`Site::ask_to_stop`], of one process.
+    ///
+    /// # Panics
+    /// As [`Site::ask_to_stop`].
+    pub fn ask_part_to_stop(&self, part: Part) {
+        self.place(part).process.as_ref().expect("a running site").terminate();
     }
 
     /// Waits for its end; of several processes, answers the status of one that did not succeed, if there is one.
