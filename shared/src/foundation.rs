@@ -71,11 +71,24 @@ impl Foundation {
         let raw = store::open(&common.raw_store, syncing, true).map_err(OpenError::RawStore)?;
         let sinks = sinks(&common.report_sinks, common.report_timeout).map_err(OpenError::ReportSink)?;
         let BusUrl::Embedded = common.bus;
+        Ok(Self::on(common, database, raw, sinks, BootId::present()))
+    }
+
+    /// The same on what was opened already: `database` holds the records and the bus, `raw` is the store that
+    /// `common` names, and `boot` the start of the machine that both belong to.
+    #[must_use]
+    pub fn on(
+        common: &Common,
+        database: Arc<Database>,
+        raw: Arc<dyn BlobStore>,
+        sinks: Vec<Arc<dyn Sink>>,
+        boot: BootId,
+    ) -> Self {
         let bus = EmbeddedBus::new(database.clone());
         let records: Arc<dyn Records> = Arc::new(SqliteRecords::new(database, Some(bus.clone())));
         let bus: Arc<dyn Bus> = bus;
         let metrics = Arc::new(Metrics::new());
-        Ok(Self {
+        Self {
             claims: Claims::new(records.clone(), common.claim_lease),
             outbox: Outbox::new(records.clone(), bus.clone(), metrics.clone()),
             routes: Routes::built_in(common.dex_store.clone(), common.edav_store.clone()),
@@ -85,8 +98,8 @@ impl Foundation {
             bus,
             raw,
             metrics,
-            boot: BootId::present(),
-        })
+            boot,
+        }
     }
 
     /// Checks of what both services lean on: raw store, records, bus. Names and order: http.md §2.

@@ -1,0 +1,95 @@
+//! What a loss of power leaves: uploads and copies on a machine that forgets whatever was not made durable, crashed at
+//! random steps, hundreds of times. Row 16, and row 12 by syncs that fail; the table of core.md §3. Promises 1 to 3 of
+//! DESIGN.md.
+//!
+//! A failing scenario prints its seed and all its options; `FERRY_TEST_SEED=…` repeats it as far as threads let it.
+//! `FERRY_TEST_SCENARIOS=…` runs so many of each kind.
+
+#[path = "durability_model/book.rs"]
+mod book;
+#[path = "durability_model/engine.rs"]
+mod engine;
+#[path = "durability_model/scenario.rs"]
+mod scenario;
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use futures_util::StreamExt as _;
+use shared::config::Durability;
+use shared::store::BlobStore;
+use tests::forgetful::Machine;
+use tests::pattern::Random;
+
+use scenario::{Seen, scenario};
+
+/// Scenarios of each `DURABILITY` in CI; each has up to five crashes.
+const SCENARIOS: u64 = 10;
+/// As many times more are run until all that is to be met was.
+const PATIENCE: u64 = 5;
+/// So many at once: most of their time they wait.
+const AT_ONCE: usize = 4;
+
+/// The container of a contract's case: a machine that never crashes.
+fn container(syncing: bool) -> impl AsyncFn() -> Arc<dyn BlobStore> {
+    let start = Machine::new(0).start(None);
+    async move || start.store("raw", syncing) as Arc<dyn BlobStore>
+}
+
+mod the_model_syncing {
+    tests::store_contract!(super::container(true));
+}
+
+mod the_model_unsynced {
+    tests::store_contract!(super::container(false));
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
+}
+
+/// Runs the scenarios of one mode.
+async fn scenarios(durability: Durability) {
+    if let Some(seed) = number("FERRY_TEST_SEED") {
+        scenario(seed, durability).await;
+        return;
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.expect("a clock after 1970");
+    let mut seeds = Random::new(now.as_secs() ^ u64::from(now.subsec_nanos()) << 32);
+    let begin = Instant::now();
+    let (least, mut count) = (number("FERRY_TEST_SCENARIOS").unwrap_or(SCENARIOS), 0);
+    let mut seen = Seen::default();
+    // A run that met nothing shows nothing.
+    while count < least || (!seen.enough(durability) && count < least * PATIENCE) {
+        let some: Vec<u64> = (0..least.min(SCENARIOS)).map(|_| seeds.next()).collect();
+        count += u64::try_from(some.len()).expect("a few");
+        let mut running = futures_util::stream::iter(some)
+            .map(|seed| scenario(seed, durability))
+            .buffer_unordered(AT_ONCE);
+        while let Some(another) = running.next().await {
+            seen.add(&another);
+        }
+    }
+    println!("{durability:?}: {count} scenarios, {seen:?}, {:?}", begin.elapsed());
+    assert!(seen.enough(durability), "{seen:?}");
+}
+
+/// Row 16, `DURABILITY=patch`: every acknowledged byte is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_patch_no_acknowledged_byte_is_lost() {
+    scenarios(Durability::Patch).await;
+}
+
+/// Row 16, `DURABILITY=finish`: every upload that its sender takes for finished is there whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_finish_no_finished_upload_is_lost() {
+    scenarios(Durability::Finish).await;
+}
+
+/// Row 16, `DURABILITY=none`: no offset claims bytes that are gone; what is lost is told, and never delivered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_none_nothing_lost_is_claimed_or_delivered() {
+    scenarios(Durability::None).await;
+}
