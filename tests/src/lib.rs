@@ -20,4 +20,6 @@ pub mod raw;
 pub mod refusal;
 pub mod reports;
 pub mod site;
+#[cfg(target_os = "linux")]
+pub mod strace;
 pub mod wait;
