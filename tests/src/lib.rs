@@ -10,7 +10,9 @@
 pub mod client;
 pub mod contract;
 pub mod forgetful;
+pub mod gauge;
 pub mod metrics;
+pub mod mounts;
 pub mod oracle;
 pub mod otlp;
 pub mod pattern;

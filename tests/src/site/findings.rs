@@ -36,7 +36,7 @@ impl Site {
     /// They cannot be opened.
     #[must_use]
     pub fn database(&self) -> (Arc<dyn Records>, Arc<dyn Bus>) {
-        sqlite::open(&self.data().join("ferry.db"))
+        sqlite::open(&self.seen(&self.data().join("ferry.db")))
     }
 
     /// The bytes of upload `id` in `target`, once `/info` says that they were delivered.
@@ -45,7 +45,8 @@ impl Site {
     /// They are not within the limit, or the delivery failed.
     pub async fn delivered(&self, target: &str, id: &str) -> Vec<u8> {
         let location = self.delivery(target, id).await;
-        fs::read(&location).unwrap_or_else(|error| panic!("{location}, where {id} is said to be: {error}"))
+        fs::read(self.seen(Path::new(&location)))
+            .unwrap_or_else(|error| panic!("{location}, where {id} is said to be: {error}"))
     }
 
     /// Where upload `id` is in `target`, once `/info` says that it was delivered.
@@ -95,7 +96,7 @@ impl Site {
     /// The file cannot be read.
     #[must_use]
     pub fn report_lines(&self) -> Vec<String> {
-        let path = self.data().join("reports.jsonl");
+        let path = self.seen(&self.data().join("reports.jsonl"));
         match fs::read(&path) {
             // A line that is being written has no end yet.
             Ok(bytes) => String::from_utf8_lossy(&bytes)
@@ -111,8 +112,9 @@ impl Site {
     /// All files in the container `raw`, `dex` or `edav` that bear a final name.
     #[must_use]
     pub fn files(&self, container: &str) -> Vec<PathBuf> {
-        let mut found = files_below(&self.data().join(container));
-        let own = self.data().join(container).join(".ferry");
+        let folder = self.seen(&self.data().join(container));
+        let mut found = files_below(&folder);
+        let own = folder.join(".ferry");
         found.retain(|path| !path.starts_with(&own));
         found
     }
@@ -120,7 +122,7 @@ impl Site {
     /// All files with unfinished data in the container.
     #[must_use]
     pub fn staged(&self, container: &str) -> Vec<PathBuf> {
-        files_below(&self.data().join(container).join(".ferry/staged"))
+        files_below(&self.seen(&self.data().join(container).join(".ferry/staged")))
     }
 }
 

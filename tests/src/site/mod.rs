@@ -1,6 +1,7 @@
 //! A whole Ferry on a folder of its own and free ports: the real `ferry up`, or `ingest` and copiers as processes of
 //! their own around one database file.
 
+mod disks;
 mod findings;
 mod part;
 mod process;
@@ -8,6 +9,7 @@ mod process;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -18,6 +20,7 @@ use part::Place;
 pub use process::{Finished, Process, Program};
 
 use crate::client::Client;
+use crate::mounts::Mounts;
 
 /// The longest that a start, a stop or a delivery is waited for: many times what it takes.
 pub const LIMIT: Duration = Duration::from_secs(40);
@@ -30,6 +33,10 @@ pub struct SiteBuilder {
     env: Vec<(Option<Part>, String, String)>,
     listen: String,
     log_is_read: bool,
+    descriptors: Option<u32>,
+    mounts: Option<Arc<Mounts>>,
+    /// Folders of the data with a disk of their own, and the options of each.
+    disks: Vec<(String, String)>,
 }
 
 impl SiteBuilder {
@@ -69,6 +76,13 @@ impl SiteBuilder {
         self
     }
 
+    /// With at most so many open files in each of its processes.
+    #[must_use]
+    pub fn descriptors(mut self, most: u32) -> Self {
+        self.descriptors = Some(most);
+        self
+    }
+
     /// On this address instead of a free port of the loopback.
     #[must_use]
     pub fn listen(mut self, address: &str) -> Self {
@@ -90,6 +104,7 @@ impl SiteBuilder {
             addr: None,
             client: None,
         };
+        site.mount_disks();
         site.restart().await;
         site
     }
@@ -124,6 +139,9 @@ impl Site {
             env: Vec::new(),
             listen: "127.0.0.1:0".to_owned(),
             log_is_read: true,
+            descriptors: None,
+            mounts: None,
+            disks: Vec::new(),
         }
     }
 
@@ -238,6 +256,10 @@ impl Site {
         if !self.how.log_is_read {
             program = program.unread_log();
         }
+        if let Some(most) = self.how.descriptors {
+            program = program.descriptors(most);
+        }
+        program = self.beside(program);
         let place = self.place_mut(part);
         assert!(place.process.is_none(), "{part} runs");
         place.process = Some(program.spawn(&place.folder));

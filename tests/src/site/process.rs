@@ -3,11 +3,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use uuid::Uuid;
 
+use crate::mounts::Mounts;
 use crate::wait::eventually;
 
 /// As much of a log as is printed when a test fails.
@@ -20,6 +22,8 @@ pub struct Program {
     args: Vec<String>,
     env: Vec<(String, String)>,
     log_is_read: bool,
+    descriptors: Option<u32>,
+    mounts: Option<Arc<Mounts>>,
 }
 
 impl Program {
@@ -31,6 +35,8 @@ impl Program {
             args: Vec::new(),
             env: Vec::new(),
             log_is_read: true,
+            descriptors: None,
+            mounts: None,
         }
     }
 
@@ -55,6 +61,36 @@ impl Program {
         self
     }
 
+    /// With at most so many open files.
+    #[must_use]
+    pub fn descriptors(mut self, most: u32) -> Self {
+        self.descriptors = Some(most);
+        self
+    }
+
+    /// With the file systems of `mounts`. Its working folder is the root then.
+    #[must_use]
+    pub fn mounts(mut self, mounts: Arc<Mounts>) -> Self {
+        self.mounts = Some(mounts);
+        self
+    }
+
+    /// Whatever comes before it becomes it: its process id is that of the child.
+    fn command(&self) -> Command {
+        let mut argv = vec![binary(&self.name)];
+        if let Some(most) = self.descriptors {
+            let limited = format!("ulimit -n {most} && exec \"$@\"");
+            argv.splice(0..0, ["sh", "-c", &limited, "sh"].map(PathBuf::from));
+        }
+        let (first, rest) = argv.split_first().expect("a program has a name");
+        let mut command = match &self.mounts {
+            Some(mounts) => mounts.command(first),
+            None => Command::new(first),
+        };
+        command.args(rest);
+        command
+    }
+
     /// Starts it; its log goes to a file in `folder`.
     ///
     /// # Panics
@@ -68,7 +104,8 @@ impl Program {
         } else {
             Stdio::piped() // our end stays open, unread, as long as the process is known
         };
-        let child = Command::new(binary(&self.name))
+        let child = self
+            .command()
             .args(&self.args)
             .env_clear()
             .envs(["PATH", "HOME", "TMPDIR"].iter().filter_map(|name| {
