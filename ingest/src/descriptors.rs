@@ -7,6 +7,8 @@ use std::io;
 const PER_CONNECTION: u64 = 2;
 /// Descriptors that no connection holds: the records, copies at work, files that are looked at, logs.
 const OTHERS: u64 = 1024;
+/// The least of these with which a process works: idle it has half as many open.
+const LEAST_OTHERS: u64 = 128;
 
 /// Raises the limit of open files for `wanted` connections, and answers how many it is good for.
 pub(crate) fn connections(wanted: usize) -> usize {
@@ -41,9 +43,10 @@ fn present_limit() -> io::Result<u64> {
     rlimit::getrlimit(rlimit::Resource::NOFILE).map(|(soft, _)| soft)
 }
 
-/// Connections for which `limit` is enough. Where it is low a quarter is left for the rest.
+/// Connections for which `limit` is enough. Where it is low a quarter is left for the rest, and where it is very low
+/// half of it.
 fn within(limit: u64) -> usize {
-    let others = OTHERS.min(limit / 4);
+    let others = OTHERS.min((limit / 4).max(LEAST_OTHERS.min(limit / 2)));
     let connections = limit.saturating_sub(others) / PER_CONNECTION;
     usize::try_from(connections).unwrap_or(usize::MAX).max(1)
 }
@@ -57,7 +60,9 @@ mod tests {
         assert_eq!(within(1_048_576), 523_776);
         assert_eq!(within(41_024), 20_000, "the default of MAX_CONNECTIONS");
         assert_eq!(within(1024), 384);
-        assert_eq!(within(256), 96);
+        assert_eq!(within(512), 192);
+        assert_eq!(within(256), 64);
+        assert_eq!(within(200), 50);
         assert_eq!(within(1), 1);
     }
 }

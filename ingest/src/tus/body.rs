@@ -45,14 +45,15 @@ pub(super) async fn receive(
                 return Err(TusError::Stopped { offset });
             }
             chunk = body.next() => match chunk {
-                Some(Ok(chunk)) => {
+                Some(Ok(mut chunk)) => {
                     pace.came(chunk.len());
                     let room = append.room().map_or(usize::MAX, |room| usize::try_from(room).unwrap_or(usize::MAX));
                     if chunk.len() > room {
-                        append.push(&chunk[..room]).await?;
+                        chunk.truncate(room);
+                        append.push(chunk).await?;
                         return Err(too_long(append, uploads).await?);
                     }
-                    append.push(&chunk).await?;
+                    append.push(chunk).await?;
                 }
                 Some(Err(error)) => {
                     tracing::debug!(%error, "a body was cut");

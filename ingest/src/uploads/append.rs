@@ -3,7 +3,7 @@
 //! A request may vanish at any moment, and its future with it. So each write runs as a task of its own that holds the
 //! writer's place until the store is done: whoever takes over never meets a write in progress.
 
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use shared::checksum::Crc64;
@@ -15,6 +15,7 @@ use shared::upload::{UploadId, UploadRecord, UploadState};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::memory::Share;
 use super::{Progress, UploadError, Uploads};
 use crate::lock::{Place, Writing};
 
@@ -22,7 +23,7 @@ use crate::lock::{Place, Writing};
 const CHECKPOINT_EVERY: u64 = 256 * 1024 * 1024;
 
 /// Buffers from this size on are kept for the next part.
-const REUSED: u64 = 512 * 1024;
+const REUSED: usize = 512 * 1024;
 
 /// One request's turn to write an upload.
 #[derive(Debug)]
@@ -43,6 +44,8 @@ pub(crate) struct Append {
 /// What every write of the request shares; when the last of them is done the next writer comes in.
 #[derive(Debug)]
 struct Turn {
+    /// The memory of the buffer, also while it is being written.
+    memory: Mutex<Share>,
     // Dropped before the place is given up: the next writer needs it.
     _exclusive: WriterGuard,
     writing: Writing,
@@ -51,6 +54,10 @@ struct Turn {
 impl Turn {
     fn progress(&self) -> MutexGuard<'_, Option<Progress>> {
         self.writing.place().progress()
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Share> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -127,6 +134,7 @@ impl Uploads {
         let progress = (*writing.place().progress()).unwrap_or_else(|| Progress::resume(Crc64::default(), offset));
         self.spawn_fill(&record, writing.place().clone(), progress);
         let turn = Arc::new(Turn {
+            memory: Mutex::new(self.memory.share()),
             writing,
             _exclusive: exclusive,
         });
@@ -277,19 +285,33 @@ impl Append {
     ///
     /// # Errors
     /// `NoSpace`, `Store`: what could be written is kept.
-    pub(crate) async fn push(&mut self, chunk: &[u8]) -> Result<(), UploadError> {
-        let mut chunk = chunk;
+    pub(crate) async fn push(&mut self, mut chunk: Bytes) -> Result<(), UploadError> {
         while !chunk.is_empty() {
             let slot = self.uploads.raw.limits().slot(self.offset, self.record.length);
             let missing = usize::try_from(slot.end - self.position()).unwrap_or(usize::MAX);
-            let (now, rest) = chunk.split_at(chunk.len().min(missing));
-            self.buffer.extend_from_slice(now);
-            chunk = rest;
-            if now.len() == missing {
+            let now = chunk.split_to(chunk.len().min(missing));
+            if !self.gather(&now, slot.end - slot.start) {
+                // No memory is left to gather in: what is there is written, and this as it came.
+                self.flush().await?;
+                self.write(now).await?;
+            } else if now.len() == missing {
                 self.flush().await?;
             }
         }
         Ok(())
+    }
+
+    /// Adds `bytes` to the buffer of a part that may get as long as `most`, if there is memory for it.
+    fn gather(&mut self, bytes: &[u8], most: u64) -> bool {
+        let needed = self.buffer.len() + bytes.len();
+        let mut memory = self.turn.memory();
+        let held = memory.hold(needed as u64, most);
+        if held {
+            let whole = usize::try_from(memory.bytes()).unwrap_or(needed);
+            self.buffer.reserve(whole.saturating_sub(self.buffer.len()));
+            self.buffer.extend_from_slice(bytes);
+        }
+        held
     }
 
     /// Writes what is buffered, and lets senders know of it.
@@ -297,30 +319,36 @@ impl Append {
     /// # Errors
     /// As [`Append::push`].
     pub(crate) async fn flush(&mut self) -> Result<(), UploadError> {
-        if !self.buffer.is_empty() {
-            if let Err(error) = self.uploads.check_room_for(self.buffer.len() as u64).await {
-                self.buffer.clear(); // it was never told of, and the reserve is for records
-                return Err(error);
-            }
-            let bytes = self.buffer.split().freeze();
-            let len = bytes.len() as u64;
-            let written = self.spawn_write(bytes).await;
-            let bytes = written.map_err(|_| UploadError::BrokenOff(self.record.id))??;
-            self.offset += len;
-            // A full part's memory is used again: fresh pages cost more than the copy. A slow sender's is given back,
-            // so that a thousand of them hold little.
-            if len >= REUSED
-                && let Ok(mut buffer) = bytes.try_into_mut()
-            {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let bytes = std::mem::take(&mut self.buffer).freeze();
+        let len = bytes.len();
+        let bytes = self.write(bytes).await?;
+        // A full part's memory is used again: fresh pages cost more than the copy. A slow sender's is given back, so
+        // that a thousand of them hold little.
+        match bytes.try_into_mut() {
+            Ok(mut buffer) if len >= REUSED => {
                 buffer.clear();
                 self.buffer = buffer;
             }
-            if self.offset - self.checkpoint >= CHECKPOINT_EVERY {
-                self.checkpoint = self.offset;
-                self.spawn_checkpoint();
-            }
+            _ => self.turn.memory().clear(),
         }
         Ok(())
+    }
+
+    /// Writes `bytes` behind what is written, and gives them back.
+    async fn write(&mut self, bytes: Bytes) -> Result<Bytes, UploadError> {
+        let len = bytes.len() as u64;
+        self.uploads.check_room_for(len).await?; // without it they are dropped: nobody was told of them
+        let written = self.spawn_write(bytes).await;
+        let bytes = written.map_err(|_| UploadError::BrokenOff(self.record.id))??;
+        self.offset += len;
+        if self.offset - self.checkpoint >= CHECKPOINT_EVERY {
+            self.checkpoint = self.offset;
+            self.spawn_checkpoint();
+        }
+        Ok(bytes)
     }
 
     /// Makes what is written durable if every answer must be, and tells senders of it. That an upload is whole is told
@@ -487,7 +515,7 @@ impl Drop for Append {
         if self.buffer.is_empty() {
             return;
         }
-        let rest = self.buffer.split().freeze();
+        let rest = std::mem::take(&mut self.buffer).freeze();
         let write = self.spawn_write(rest);
         self.uploads.tasks.spawn_on(
             async move {

@@ -12,6 +12,7 @@ mod create;
 mod download;
 mod error;
 mod finish;
+mod memory;
 mod on_disk;
 mod progress;
 mod room;
@@ -45,6 +46,7 @@ pub(crate) use status::Statuses;
 pub(crate) use sweep::sweep;
 
 use crate::lock::Live;
+use memory::Memory;
 use room::Room;
 
 /// All uploads, and what is needed to take care of them.
@@ -66,6 +68,7 @@ pub(crate) struct Uploads {
     runtime: Handle,
     tasks: TaskTracker,
     room: Room,
+    memory: Memory,
 }
 
 impl Uploads {
@@ -82,6 +85,7 @@ impl Uploads {
             records: foundation.records.clone(),
             raw: foundation.raw.clone(),
             metrics: foundation.metrics.clone(),
+            memory: Memory::new(config.memory_budget, foundation.metrics.clone()),
             config,
             live: Arc::default(),
             outbox: foundation.outbox.clone(),

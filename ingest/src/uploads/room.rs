@@ -70,6 +70,10 @@ impl Uploads {
     /// # Errors
     /// As [`Uploads::check_room_for_new`].
     pub(super) async fn check_room_for(&self, bytes: u64) -> Result<(), UploadError> {
+        if self.config.raw_reserve == Some(0) {
+            self.room.spend(bytes);
+            return Ok(()); // nothing is kept back: the disk takes what it can
+        }
         let reserve = |total| self.reserve(total) / 2;
         self.check(bytes, reserve).await
     }

@@ -51,6 +51,7 @@ impl Config for IngestConfig {
         let body_rate_window = reader.get(&table::BODY_RATE_WINDOW);
         let max_connections = reader.get(&table::MAX_CONNECTIONS);
         let lock_wait = reader.get(&table::LOCK_WAIT);
+        let memory_budget = reader.get(&table::MEMORY_BUDGET);
         refuse_all(reader, table::NOT_IN_INGEST);
         if reader.said("OAUTH_AUTH_ENABLED").is_some_and(|text| text != "false") {
             reader.refuse_variable("OAUTH_AUTH_ENABLED", table::AUTHORIZATION);
@@ -70,6 +71,7 @@ impl Config for IngestConfig {
             body_rate_window: body_rate_window?,
             max_connections: max_connections?,
             lock_wait: lock_wait?,
+            memory_budget: memory_budget?,
         })
     }
 }
@@ -104,13 +106,13 @@ impl Config for UpConfig {
         let ingest = IngestConfig::fill(settings);
         let copier = copier(&mut settings.0, &table::INGEST_ADMIN_LISTEN);
         // One process has one admin listener, and says its warnings once: both are ingest's.
-        let mut copier = copier?;
+        let (mut ingest, mut copier) = (ingest?, copier?);
         copier.admin_listen = None;
         copier.common.warnings.clear();
-        Some(Self {
-            ingest: ingest?,
-            copier,
-        })
+        // And one budget. Receiving only gathers small pieces to larger ones, and goes on without.
+        ingest.memory_budget /= 4;
+        copier.memory_budget -= ingest.memory_budget;
+        Some(Self { ingest, copier })
     }
 }
 

@@ -234,6 +234,8 @@ pub struct IngestConfig {
     pub max_connections: usize,
     /// `LOCK_WAIT`.
     pub lock_wait: Duration,
+    /// `MEMORY_BUDGET` in bytes; in `ferry up` a quarter of it, as copies hold the rest.
+    pub memory_budget: u64,
 }
 
 /// The copy worker's configuration.
@@ -245,7 +247,7 @@ pub struct CopierConfig {
     pub admin_listen: Option<SocketAddr>,
     /// `CONCURRENCY`: jobs at once.
     pub concurrency: usize,
-    /// `MEMORY_BUDGET` in bytes.
+    /// `MEMORY_BUDGET` in bytes; in `ferry up` what receiving leaves of it.
     pub memory_budget: u64,
     /// `SLICE_BYTES`.
     pub slice_bytes: u64,

@@ -227,7 +227,7 @@ pub(super) const CONCURRENCY: Setting<usize> = setting(
 pub(super) const MEMORY_BUDGET: Setting<u64> = setting(
     "MEMORY_BUDGET",
     Default("256MiB"),
-    "Bytes of files held in memory at once.",
+    "Bytes of files held in memory at once, received or copied.",
     values::memory,
 );
 pub(super) const SLICE_BYTES: Setting<u64> = setting(

@@ -70,7 +70,10 @@ fn stores_and_records_are_enough_and_the_rest_has_the_defaults_of_the_specificat
     assert_eq!(config.durability, Durability::Finish);
     assert_eq!(config.body_idle_timeout, Duration::from_secs(60));
     assert_eq!((config.body_min_rate, config.max_connections), (1024, 20_000));
-    assert_eq!(config.lock_wait, Duration::from_secs(10));
+    assert_eq!(
+        (config.lock_wait, config.memory_budget),
+        (Duration::from_secs(10), 256 << 20)
+    );
 
     let config = copier(&[]).unwrap();
     assert_eq!(
@@ -314,13 +317,13 @@ fn a_token_is_shown_nowhere() {
 fn the_help_lists_every_variable_with_its_default() {
     let common = "RAW_STORE RECORDS BUS DEX_STORE EDAV_STORE REPORT_SINKS REPORT_JSONL_PATH REPORT_GRAPHQL_URL \
                   REPORT_GRAPHQL_TOKEN REPORT_TIMEOUT LOG_FORMAT RUST_LOG \
-                  SHUTDOWN_GRACE CLAIM_LEASE SWEEP_INTERVAL RECONCILE_AFTER ADMIN_LISTEN \
+                  SHUTDOWN_GRACE CLAIM_LEASE SWEEP_INTERVAL RECONCILE_AFTER ADMIN_LISTEN MEMORY_BUDGET \
                   OTEL_EXPORTER_OTLP_ENDPOINT OTEL_EXPORTER_OTLP_TRACES_ENDPOINT OTEL_EXPORTER_OTLP_PROTOCOL \
                   OTEL_EXPORTER_OTLP_HEADERS OTEL_EXPORTER_OTLP_TIMEOUT OTEL_SERVICE_NAME OTEL_RESOURCE_ATTRIBUTES \
                   OTEL_TRACES_EXPORTER OTEL_TRACES_SAMPLER OTEL_TRACES_SAMPLER_ARG OTEL_SDK_DISABLED";
     let ingest = "LISTEN AUTH METRICS_ON_LISTEN UPLOAD_PATH MAX_UPLOAD_SIZE DURABILITY RAW_RESERVE BODY_IDLE_TIMEOUT \
                   BODY_MIN_RATE BODY_RATE_WINDOW MAX_CONNECTIONS LOCK_WAIT";
-    let copier = "CONCURRENCY MEMORY_BUDGET SLICE_BYTES SLICE_TIME RETRY_DELAYS RETRY_MAX_AGE";
+    let copier = "CONCURRENCY SLICE_BYTES SLICE_TIME RETRY_DELAYS RETRY_MAX_AGE";
     let none = Defaults::default();
     for (help, names) in [
         (IngestConfig::help(&none), [common, ingest].join(" ")),
