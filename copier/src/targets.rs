@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use shared::failure::FailureClass;
 use shared::health::Check;
 use shared::routes::{Routes, Target};
-use shared::store::{self, BlobError, BlobStore, Syncing};
+use shared::store::{self, BlobError, BlobStore};
 use shared::telemetry::Chain;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -24,15 +24,15 @@ const TURNS: RangeInclusive<Duration> = Duration::from_millis(2)..=Duration::fro
 /// A target that gave back no place for this long may be dead: one comes back after `RETRY_DELAYS` only.
 const ALIVE: Duration = Duration::from_secs(1);
 
-/// Opens the store of a target; the second argument says whether its base folder may be made. Blocks.
-pub type OpenStore = dyn Fn(&Target, bool) -> Result<Arc<dyn BlobStore>, BlobError> + Send + Sync;
+/// Opens the store of a target, making its base folder if it has one. Blocks.
+pub type OpenStore = dyn Fn(&Target) -> Result<Arc<dyn BlobStore>, BlobError> + Send + Sync;
 
-/// Opens the store that the target's URL names. Deliveries are always synced before they count (core.md §3).
+/// Opens the store that the target's URL names.
 ///
 /// # Errors
 /// The container cannot be opened.
-pub fn open_store(target: &Target, create: bool) -> Result<Arc<dyn BlobStore>, BlobError> {
-    store::open(&target.store, Syncing::AtCommit, create)
+pub fn open_store(target: &Target) -> Result<Arc<dyn BlobStore>, BlobError> {
+    store::open_target(&target.store)
 }
 
 /// Where copies can go.
@@ -93,11 +93,10 @@ impl Targets {
         }
     }
 
-    /// Opens all stores, making base folders: the one moment at which a missing folder is no mistake (core.md §6).
-    /// A target that cannot be opened holds up only itself. Blocks.
+    /// Opens all stores, making base folders. A target that cannot be opened holds up only itself. Blocks.
     pub(crate) fn open_all(&self) {
         for target in self.routes.targets() {
-            match (self.open)(target, true) {
+            match (self.open)(target) {
                 Ok(store) => {
                     lock(&self.opened).insert(target.name.clone(), store);
                 }
@@ -109,7 +108,8 @@ impl Targets {
     }
 
     /// The store of the target `name`. Once open it stays so: a folder that was replaced behind our back is noticed
-    /// only by the handle that knows the old one (core.md §6).
+    /// only by the handle that knows the old one (core.md §6). Until then each try is a start of its own, at which a
+    /// missing folder is no mistake (faults.md, rule 7).
     pub(crate) async fn store(&self, name: &str) -> Result<Arc<dyn BlobStore>, Failure> {
         if let Some(store) = lock(&self.opened).get(name) {
             return Ok(store.clone());
@@ -121,7 +121,7 @@ impl Targets {
             ));
         };
         let (open, wanted) = (self.open.clone(), target.clone());
-        let store = tokio::task::spawn_blocking(move || open(&wanted, false))
+        let store = tokio::task::spawn_blocking(move || open(&wanted))
             .await
             .map_err(|error| Failure::new(FailureClass::Transient, format!("open {name}: {error}")))?
             .map_err(|error| Failure::of_target(&error))?;
@@ -245,7 +245,7 @@ mod tests {
 
     fn targets(concurrency: usize) -> Targets {
         let url = || "file:///nowhere".parse::<StoreUrl>().unwrap();
-        let open = |_: &Target, _: bool| unreachable!("nothing is opened");
+        let open = |_: &Target| unreachable!("nothing is opened");
         Targets::new(Routes::built_in(url(), url()), Arc::new(open), concurrency)
     }
 

@@ -58,7 +58,7 @@ impl Site {
         let sink = Arc::new(TestSink::default());
         foundation.raw = raw.clone();
         foundation.sinks = vec![sink.clone()];
-        let target = |name| Faulty::new(open_store(foundation.routes.target(name).unwrap(), true).unwrap());
+        let target = |name| Faulty::new(open_store(foundation.routes.target(name).unwrap()).unwrap());
         let (dex, edav) = (target("dex"), target("edav"));
         Self {
             folder,
@@ -86,7 +86,7 @@ impl Site {
     /// One more copier, on `foundation`.
     pub(crate) fn another_copier(&self, foundation: &Foundation) -> Running {
         let stores: HashMap<&str, Arc<Faulty>> = [("dex", self.dex.clone()), ("edav", self.edav.clone())].into();
-        let open = move |target: &Target, _: bool| {
+        let open = move |target: &Target| {
             let store: Arc<dyn BlobStore> = stores[target.name.as_str()].clone();
             Ok(store)
         };
@@ -243,7 +243,7 @@ impl Site {
     pub(crate) async fn object(&self, delivery: &DeliveryRecord) -> Option<(BlobStat, Bytes)> {
         // Not through the faulty store: this is what a reader of the container sees.
         let target = self.foundation.routes.target(&delivery.to.target).unwrap();
-        let store = open_store(target, false).unwrap();
+        let store = open_store(target).unwrap();
         let stat = match store.stat(&delivery.to.object).await {
             Ok(stat) => stat,
             Err(error) if error.kind == BlobErrorKind::NotFound => return None,

@@ -189,6 +189,20 @@ pub fn open(url: &StoreUrl, syncing: Syncing, create: bool) -> Result<Arc<dyn Bl
     }
 }
 
+/// Opens the store behind `url` as a target of copies, making its base folder if it has one: always synced before
+/// they count (core.md §3), and without a restart it goes on in a base folder that was made anew by hand.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_target(url: &StoreUrl) -> Result<Arc<dyn BlobStore>, BlobError> {
+    match url {
+        StoreUrl::File(path) => {
+            let store = LocalStore::open(path, Syncing::AtCommit, true)?;
+            Ok(Arc::new(store.replaceable()))
+        }
+    }
+}
+
 /// A blob in the making: its future name, and the id of this staging of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Staged {

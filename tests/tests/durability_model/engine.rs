@@ -36,7 +36,7 @@ impl Engine {
         copying.retry_delays = vec![Duration::from_millis(20), Duration::from_millis(60)];
         let foundation = foundation(start, &config, durability);
         let targets = start.clone();
-        let open = move |target: &Target, _: bool| {
+        let open = move |target: &Target| {
             let container = ["dex", "edav"].into_iter().find(|name| *name == target.name);
             let store: Arc<dyn BlobStore> = targets.store(container.expect("a target of the built-in routes"), true);
             Ok(store)

@@ -27,12 +27,42 @@ pub(super) struct Base {
     dir: Dir,
     /// Device and inode of `dir`.
     identity: (u64, u64),
+    /// The mount that `dir` is in, if the system tells.
+    mount: Option<Mount>,
     /// Whether folders of our own may be made: only if the opener wanted the base folder made as well, since a
     /// folder without `.ferry` may be the mount point of a volume that is not there.
     create: bool,
     pub(super) syncs: Syncs,
     /// Folders and staged files whose names have been synced into every folder above them by this process.
     durable: Mutex<HashSet<String>>,
+}
+
+/// A mount, as the kernel counts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mount {
+    number: u64,
+    /// The folder that was asked about is where it is mounted.
+    here: bool,
+}
+
+impl Mount {
+    #[cfg(target_os = "linux")]
+    fn of(dir: &Dir) -> Option<Self> {
+        use rustix::fs::{StatxAttributes, StatxFlags, statx};
+
+        let found = statx(dir, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok()?;
+        StatxFlags::from_bits_retain(found.stx_mask)
+            .contains(StatxFlags::MNT_ID)
+            .then_some(Self {
+                number: found.stx_mnt_id,
+                here: found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
+            })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn of(_dir: &Dir) -> Option<Self> {
+        None
+    }
 }
 
 /// The calls that make things durable. Unit tests put failing ones in their place.
@@ -85,6 +115,7 @@ impl Base {
         let found = dir.open(".")?.into_std().metadata()?;
         Ok(Self {
             path: path.to_owned(),
+            mount: Mount::of(&dir),
             dir,
             identity: (found.dev(), found.ino()),
             create,
@@ -106,6 +137,19 @@ impl Base {
         } else {
             Err(BlobErrorKind::NoContainer.into())
         }
+    }
+
+    /// The folder that stands at the path now, if it may be used instead of this one. What was made within the same
+    /// mount, or is where a volume is mounted, was meant to be there. Anything else may be what a lost mount has laid
+    /// bare: it is used only if Ferry made it what it is. Spec: core.md §6; faults.md, rule 7.
+    pub(super) fn successor(&self) -> Result<Self, Failed> {
+        let mut found = Self::open(&self.path, false, false)?;
+        let meant = |(before, now): (Mount, Mount)| now.here || now.number == before.number;
+        found.create = self.create && self.mount.zip(found.mount).is_some_and(meant);
+        found.own_folder(super::staging::STAGED)?;
+        found.create = self.create;
+        found.syncs = self.syncs;
+        Ok(found)
     }
 
     /// The base folder's path, for messages.

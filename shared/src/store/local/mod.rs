@@ -21,7 +21,7 @@ mod writers;
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -45,11 +45,13 @@ const LIMITS: Limits = Limits {
 /// A folder of this machine.
 ///
 /// Every path is opened beneath it by the kernel, so that no name and no symbolic link leads out of it. A base
-/// folder that is removed, replaced or lost with its mount is `NoContainer` until the same folder is back; nothing
-/// is made in what stands there meanwhile.
+/// folder that is removed, replaced or lost with its mount is `NoContainer` until the same folder is back, or another
+/// one that may take its place; nothing is made in what stands there meanwhile.
 #[derive(Debug)]
 pub struct LocalStore {
-    folder: Arc<Folder>,
+    folder: RwLock<Arc<Folder>>,
+    /// Whether another folder may take its place.
+    replaceable: bool,
 }
 
 /// What `commit` and `put` sync before they answer.
@@ -79,10 +81,23 @@ impl LocalStore {
     pub fn open(path: &Path, syncing: Syncing, create: bool) -> Result<Self, BlobError> {
         match Folder::open(path, syncing, create) {
             Ok(folder) => Ok(Self {
-                folder: Arc::new(folder),
+                folder: RwLock::new(Arc::new(folder)),
+                replaceable: false,
             }),
             Err(failed) => Err(failed.into_error(BlobOp::Open, path, String::new())),
         }
+    }
+
+    /// The same store, going on in a folder that was made in place of a removed one, or mounted there. For targets:
+    /// what was delivered before is gone with the old folder. Uploads have their bytes only in the one they began in.
+    #[must_use]
+    pub fn replaceable(mut self) -> Self {
+        self.replaceable = true;
+        self
+    }
+
+    fn folder(&self) -> Arc<Folder> {
+        self.folder.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Does blocking `work` on a thread for it. When the future is dropped, work that has not begun never will, and
@@ -93,17 +108,41 @@ impl LocalStore {
         name: &str,
         work: impl FnOnce(&Folder, &CancellationToken) -> Result<T, Failed> + Send + 'static,
     ) -> Result<T, BlobError> {
-        let (folder, gone) = (Arc::clone(&self.folder), CancellationToken::new());
+        self.run_in(self.folder(), operation, name, work).await
+    }
+
+    /// The same in this folder, which the caller goes on with.
+    async fn run_in<T: Send + 'static>(
+        &self,
+        folder: Arc<Folder>,
+        operation: BlobOp,
+        name: &str,
+        work: impl FnOnce(&Folder, &CancellationToken) -> Result<T, Failed> + Send + 'static,
+    ) -> Result<T, BlobError> {
+        let gone = CancellationToken::new();
         let _dropped = gone.clone().drop_guard(); // with this future
-        let failed = match tokio::task::spawn_blocking(move || folder.explained(&gone, work)).await {
+        let (held, replaceable) = (folder.clone(), self.replaceable);
+        let done = tokio::task::spawn_blocking(move || {
+            held.explained(&gone, work).map_err(|failed| {
+                let lost = replaceable && failed.kind == BlobErrorKind::NoContainer;
+                (failed, lost.then(|| held.successor().ok().map(Arc::new)).flatten())
+            })
+        });
+        let failed = match done.await {
             Ok(Ok(done)) => return Ok(done),
-            Ok(Err(failed)) => failed,
+            Ok(Err((failed, successor))) => {
+                if let Some(successor) = successor {
+                    tracing::info!(folder = %folder.base.path().display(), "going on in the folder that is there now");
+                    *self.folder.write().unwrap_or_else(PoisonError::into_inner) = successor;
+                }
+                failed
+            }
             Err(ended) => match ended.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(_stopping) => BlobErrorKind::Unavailable.into(), // the runtime is being shut down
             },
         };
-        Err(failed.into_error(operation, self.folder.base.path(), name.to_owned()))
+        Err(failed.into_error(operation, folder.base.path(), name.to_owned()))
     }
 }
 
@@ -122,7 +161,15 @@ impl Failed {
 
 impl Folder {
     fn open(path: &Path, syncing: Syncing, create: bool) -> Result<Self, Failed> {
-        let base = Base::open(path, create, syncing == Syncing::AtCommit)?;
+        Self::within(Base::open(path, create, syncing == Syncing::AtCommit)?, syncing, create)
+    }
+
+    /// What stands in its place now, if that may be used.
+    fn successor(&self) -> Result<Self, Failed> {
+        Self::within(self.base.successor()?, self.syncing, false)
+    }
+
+    fn within(base: Base, syncing: Syncing, create: bool) -> Result<Self, Failed> {
         let attributes = identity::has_attributes(&base.descriptor()?)?;
         if create {
             base.own_folder(staging::STAGED)?;
@@ -255,8 +302,9 @@ impl BlobStore for LocalStore {
     }
 
     async fn exclusive(&self, staged: &Staged) -> Result<WriterGuard, BlobError> {
-        let (held, id) = (self.folder.clone(), staged.id.clone());
-        self.run(BlobOp::Exclusive, staged.name.as_str(), move |folder, _| {
+        let (folder, id) = (self.folder(), staged.id.clone());
+        let held = folder.clone();
+        self.run_in(folder, BlobOp::Exclusive, staged.name.as_str(), move |folder, _| {
             folder.lock_staged(&id)?;
             // Made here, so that it is given back also if nobody waits for it any more.
             Ok(WriterGuard::holding(Place { folder: held, id }))
@@ -307,7 +355,7 @@ impl BlobStore for LocalStore {
     async fn read_staged(&self, staged: &Staged, range: Range<u64>) -> Result<Bytes, BlobError> {
         let id = staged.id.clone();
         let work = move |folder: &Folder, _: &CancellationToken| {
-            let file = folder.staged_file(&id)?;
+            let file = folder.staged_to_read(&id)?;
             staging::read_range(&file, &range)
         };
         self.run(BlobOp::ReadStaged, staged.name.as_str(), work).await

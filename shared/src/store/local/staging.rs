@@ -49,6 +49,15 @@ impl Folder {
         }
     }
 
+    /// The same for looking only, which a read-only file system allows.
+    pub(super) fn staged_to_read(&self, id: &StagedId) -> Result<Arc<File>, Failed> {
+        if self.writers.file(id).is_some() {
+            return self.staged_file(id);
+        }
+        let file = self.base.file(&path(id)?, OpenOptions::new().read(true));
+        file.map(Arc::new).map_err(Failed::of_staging)
+    }
+
     fn open_staged(&self, id: &StagedId) -> Result<File, Failed> {
         self.base
             .file(&path(id)?, OpenOptions::new().read(true).write(true))
@@ -106,7 +115,7 @@ impl Folder {
 
     /// What is there.
     pub(super) fn parts(&self, id: &StagedId) -> Result<Parts, Failed> {
-        let metadata = self.staged_file(id)?.metadata()?;
+        let metadata = self.staged_to_read(id)?.metadata()?;
         Ok(Parts {
             contiguous: metadata.len(),
             tags: Vec::new(),

@@ -234,15 +234,15 @@ fn somebody_elses_attribute_is_no_identity() {
 async fn a_caller_that_leaves_while_the_name_is_locked_leaves_nothing_visible() {
     let base = tempfile::tempdir().unwrap();
     let store = LocalStore::open(base.path(), Syncing::Never, true).unwrap();
-    let blob = name("blob");
-    let held = store.folder.lock_name(&blob).unwrap();
-    let staged = staged(&store.folder, "blob", b"body");
+    let (blob, folder) = (name("blob"), store.folder());
+    let held = folder.lock_name(&blob).unwrap();
+    let staged = staged(&folder, "blob", b"body");
     {
         let put = store.put(&blob, Bytes::from("body"), BlobMeta::default(), Condition::None);
         let commit = store.commit(&staged, commit_of(b"body"));
         let both = async { tokio::join!(put, commit) };
-        // Both run, and neither can end before it has the lock.
-        let begun = until(|| staged_files(&store.folder).len() == 2 && Arc::strong_count(&store.folder) == 3);
+        // Both run (each holds the folder, and so does its thread), and neither can end before it has the lock.
+        let begun = until(|| staged_files(&folder).len() == 2 && Arc::strong_count(&folder) == 2 + 2 * 2);
         tokio::select! {
             ended = both => panic!("they did not wait: {ended:?}"),
             () = begun => {}
@@ -250,7 +250,7 @@ async fn a_caller_that_leaves_while_the_name_is_locked_leaves_nothing_visible() 
     }
     drop(held);
     // The put removes what it staged; the staging of the commit stays, for a repetition.
-    until(|| staged_files(&store.folder).len() == 1 && Arc::strong_count(&store.folder) == 1).await;
+    until(|| staged_files(&folder).len() == 1 && Arc::strong_count(&folder) == 2).await;
     assert_eq!(store.stat(&blob).await.unwrap_err().kind, BlobErrorKind::NotFound);
     store.commit(&staged, commit_of(b"body")).await.unwrap();
 }

@@ -1,0 +1,77 @@
+//! Waiting and trying have an end: what is given up is on `/info`, reported, and in the dead letters, and
+//! `ferry redrive` brings it. Promise 2 of DESIGN.md.
+
+use std::fs;
+
+use tests::client::Upload;
+use tests::pattern::assert_same;
+use tests::site::{LIMIT, Part, Program, Site};
+use tests::wait::eventually;
+
+use super::{edav, sent, statuses};
+
+/// Row 59, core.md §5: parked work is given up at RETRY_MAX_AGE.
+#[tokio::test]
+async fn a_delivery_that_waited_too_long_comes_by_redrive() {
+    let site = Site::build()
+        .env("RETRY_DELAYS", "1s")
+        .env("RETRY_MAX_AGE", "2s")
+        .start()
+        .await;
+    let (folder, aside) = (site.data().join("edav"), site.data().join("edav.aside"));
+    fs::rename(&folder, &aside).expect("take the folder away");
+    let (upload, content) = sent(&site, 1).await;
+    given_up(&site, &upload, "configuration", "no such container").await;
+    fs::rename(&aside, &folder).expect("give the folder back");
+    redriven(&site, &upload, &content).await;
+}
+
+/// Row 11 at a target: a full disk is transient, so its tries are counted, and they end.
+#[tokio::test]
+async fn a_delivery_whose_tries_are_used_up_comes_by_redrive() {
+    let site = Site::build()
+        .disk("edav", "size=200k")
+        .env("RETRY_DELAYS", "1s,1s")
+        .start()
+        .await;
+    let (upload, content) = sent(&site, 2).await;
+    let failed = given_up(&site, &upload, "transient", "no space left").await;
+    assert_eq!(failed["attempts"], 3, "one, and one for each delay: {failed}");
+    assert!(site.files("edav").is_empty(), "a short copy is visible");
+    site.mounts().remount(&site.data().join("edav"), "size=8m");
+    redriven(&site, &upload, &content).await;
+}
+
+/// What `/info` says of the delivery that is given up, once all that follows from it is there.
+async fn given_up(site: &Site, upload: &Upload, class: &str, reason: &str) -> serde_json::Value {
+    let failed = edav(upload, |edav| edav["status"] == "FAILURE").await;
+    let text = failed["issues"][0]["message"].as_str().expect("what is wrong");
+    assert!(text.contains(reason), "{failed}");
+    let letters = dead_letters(site).await;
+    assert!(letters.len() == 1 && letters[0].starts_with(class), "{letters:?}");
+    let metrics = site.metrics(Part::Up).await;
+    assert_eq!(metrics.count("ferry_dead_letters_total", &[("reason", class)]), 1);
+    failed
+}
+
+/// The reasons of all dead letters.
+async fn dead_letters(site: &Site) -> Vec<String> {
+    let (_, bus) = site.database();
+    let letters = bus.dead_letters(10).await.expect("read the dead letters");
+    letters.into_iter().map(|letter| letter.reason).collect()
+}
+
+/// `ferry redrive` brings it.
+async fn redriven(site: &Site, upload: &Upload, content: &[u8]) {
+    let redrive = site.beside(Program::new("ferry").arg("redrive").arg("--data"));
+    let ended = redrive.arg(&site.data().display().to_string()).run(LIMIT).await;
+    assert!(ended.status.success(), "{ended:?}");
+    assert!(ended.stdout.contains(&upload.id), "{ended:?}");
+    edav(upload, |edav| edav["status"] == "SUCCESS").await;
+    assert_same("edav", &site.delivered("edav", &upload.id).await, content);
+    assert!(dead_letters(site).await.is_empty());
+    eventually("a report of each run", LIMIT, || async {
+        (statuses(site, upload, "edav") == ["FAILURE", "SUCCESS"]).then_some(())
+    })
+    .await;
+}
