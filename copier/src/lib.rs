@@ -14,6 +14,7 @@ mod budget;
 mod deadline;
 mod failure;
 mod job;
+mod orphans;
 mod outcome;
 mod pieces;
 mod reader;
@@ -174,6 +175,12 @@ pub fn start_with(config: CopierConfig, foundation: &Foundation, open: Arc<OpenS
     let bus = &foundation.bus;
     tasks.spawn(worker::work(engine, bus.clone(), config.concurrency, jobs.clone()));
     tasks.spawn(reports::work(reports));
+    tasks.spawn(orphans::work(
+        targets.clone(),
+        foundation.records.clone(),
+        foundation.metrics.clone(),
+        stop.clone(),
+    ));
     Ok(Running {
         stop,
         tasks,

@@ -129,10 +129,15 @@ impl Targets {
         Ok(store)
     }
 
-    /// One check per target, by name. Spec: http.md §2.
-    pub(crate) fn checks(self: &Arc<Self>) -> Vec<Check> {
+    /// The names of all targets, in order.
+    pub(crate) fn names(&self) -> Vec<String> {
         let mut names: Vec<_> = self.routes.targets().iter().map(|target| target.name.clone()).collect();
         names.sort_unstable();
+        names
+    }
+
+    /// One check per target, by name. Spec: http.md §2.
+    pub(crate) fn checks(self: &Arc<Self>) -> Vec<Check> {
         let check = |name: String| {
             let targets = self.clone();
             Check::partial(format!("File Delivery Target {name}"), move || {
@@ -143,7 +148,7 @@ impl Targets {
                 }
             })
         };
-        names.into_iter().map(check).collect()
+        self.names().into_iter().map(check).collect()
     }
 
     /// A place at the target `name`; `None` if its half of the worker is taken: others' copies come first then

@@ -25,6 +25,7 @@ pub mod foundation;
 pub mod health;
 pub mod manifest;
 pub mod message;
+pub mod orphans;
 pub mod outbox;
 pub mod preflight;
 pub mod records;

@@ -7,11 +7,12 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use shared::bus::Bus;
 use shared::message::Queue;
+use shared::orphans;
 use shared::outbox::Reconciler;
 use shared::store::BlobErrorKind;
 use shared::telemetry::Chain;
 use shared::upload::{Trouble, UploadId, UploadRecord, UploadState};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::{UploadError, Uploads};
@@ -20,6 +21,8 @@ use super::{UploadError, Uploads};
 const PAGE: usize = 500;
 /// How long a deleted upload's URL answers 410 before it is unknown. Spec: core.md §2.
 const TOMBSTONES: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// Time between two looks for unfinished data that nobody knows; the first one is at the start. Spec: faults.md 22.
+const ORPHANS_EVERY: Duration = Duration::from_secs(60 * 60);
 /// Tombstones removed in one sweep.
 const REMOVED_AT_ONCE: usize = 1000;
 
@@ -34,7 +37,7 @@ pub(crate) async fn sweep(
 ) {
     let mut tick = interval(every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut first = true;
+    let (mut first, mut searched) = (true, None);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -49,6 +52,10 @@ pub(crate) async fn sweep(
             Err(error) => tracing::warn!(error = %Chain(&error), "a sweep was not completed"),
         }
         uploads.measure(bus.as_ref()).await;
+        if searched.is_none_or(|at: Instant| at.elapsed() >= ORPHANS_EVERY) {
+            searched = Some(Instant::now());
+            uploads.remove_orphans().await;
+        }
     }
 }
 
@@ -102,6 +109,13 @@ impl Uploads {
             self.metrics.uploads_recovered.inc_by(found.recovered); // last: a sweep that fails begins again
         }
         Ok(())
+    }
+
+    async fn remove_orphans(&self) {
+        let (raw, records) = (self.raw.as_ref(), self.records.as_ref());
+        if let Err(error) = orphans::remove(raw, "raw", records, &self.metrics, Timestamp::now()).await {
+            tracing::warn!(error = %Chain(&error), "the raw store was not searched for orphans");
+        }
     }
 
     async fn attend(

@@ -172,6 +172,17 @@ pub trait BlobStore: fmt::Debug + Send + Sync + 'static {
         Ok(())
     }
 
+    /// At most `limit` stagings that nobody has written to since `since`, with the time when somebody last did. Their
+    /// names are those under which the store keeps them. Stores that let unfinished data expire by themselves have
+    /// none (faults.md 22).
+    ///
+    /// # Errors
+    /// The container could not be read.
+    async fn idle_stagings(&self, since: Timestamp, limit: usize) -> Result<Vec<(Staged, Timestamp)>, BlobError> {
+        let (_they_expire, _all) = (since, limit);
+        Ok(Vec::new())
+    }
+
     /// Drops the staging and its bytes. One that is not there is no error.
     ///
     /// # Errors

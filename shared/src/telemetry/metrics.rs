@@ -69,6 +69,8 @@ pub struct Metrics {
     pub copy_integrity_errors: IntCounter,
     /// `ferry_copies_in_flight{target}`
     pub copies_in_flight: IntGaugeVec,
+    /// `ferry_orphan_parts{store}`: unfinished data that no record knows, as it was left by the last look (an hour apart)
+    pub orphan_parts: IntGaugeVec,
     /// `ferry_memory_budget_used_bytes`
     pub memory_budget_used_bytes: IntGauge,
     /// `ferry_reports_sent_total{sink,action}`
@@ -168,6 +170,11 @@ impl Metrics {
                 "Copies whose bytes were not those received.",
             ),
             copies_in_flight: r.gauges("ferry_copies_in_flight", "Copies being made.", &["target"]),
+            orphan_parts: r.gauges(
+                "ferry_orphan_parts",
+                "Unfinished data that no record knows.",
+                &["store"],
+            ),
             memory_budget_used_bytes: r.gauge("ferry_memory_budget_used_bytes", "Bytes of files held in memory."),
             reports_sent: r.counters(
                 "ferry_reports_sent_total",

@@ -26,6 +26,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use async_trait::async_trait;
 use bytes::Bytes;
 use cap_std::fs::OpenOptions;
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use self::base::Base;
@@ -371,6 +372,11 @@ impl BlobStore for LocalStore {
         let blob = name.clone();
         self.run(BlobOp::Persist, name.as_str(), move |folder, _| folder.persist(&blob))
             .await
+    }
+
+    async fn idle_stagings(&self, since: Timestamp, limit: usize) -> Result<Vec<(Staged, Timestamp)>, BlobError> {
+        let work = move |folder: &Folder, _: &CancellationToken| folder.idle_stagings(since, limit);
+        self.run(BlobOp::List, staging::STAGED, work).await
     }
 
     async fn abort(&self, staged: &Staged) -> Result<(), BlobError> {

@@ -137,6 +137,32 @@ impl Folder {
         self.base.sync_name(&path(id)?)
     }
 
+    /// Staged files that nobody has written to since `since`.
+    pub(super) fn idle_stagings(&self, since: Timestamp, limit: usize) -> Result<Vec<(Staged, Timestamp)>, Failed> {
+        let mut found = Vec::new();
+        for entry in self.base.folder(STAGED)?.entries()? {
+            if found.len() == limit {
+                break;
+            }
+            let entry = entry?;
+            let metadata = match entry.metadata() {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue, // removed since
+                metadata => metadata?,
+            };
+            let written = metadata.modified().ok().map(cap_std::time::SystemTime::into_std);
+            let written = written.and_then(|time| Timestamp::try_from(time).ok());
+            let name = entry.file_name().into_string().ok();
+            if let (true, Some(name), Some(written)) = (metadata.is_file(), name, written)
+                && let Ok(blob) = BlobName::reserved(&format!("staged/{name}"))
+                && written <= since
+            {
+                let id = StagedId(name);
+                found.push((Staged { name: blob, id }, written));
+            }
+        }
+        Ok(found)
+    }
+
     /// Removes the staged file, if there is one.
     pub(super) fn abort(&self, id: &StagedId) -> Result<(), Failed> {
         let path = path(id)?;
