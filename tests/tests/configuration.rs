@@ -122,3 +122,73 @@ async fn every_program_tells_what_it_is_and_what_it_reads() {
         assert!(help.stdout.contains(variable), "{}", help.stdout);
     }
 }
+
+/// Row 77: folders that cannot be written and an address in use are told together, with nothing made on disk, by each
+/// of the programs.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn unusable_folders_and_addresses_are_told_in_one_go_and_nothing_is_made() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mounts = std::sync::Arc::new(tests::mounts::Mounts::new());
+    // Even root cannot write to it.
+    let read_only = folder.path().join("read-only");
+    mounts.tmpfs(&read_only, "ro");
+    let blocked = folder.path().join("a-file");
+    std::fs::write(&blocked, "no folder").expect("make a file");
+    let good = folder.path().join("good");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("an address");
+    let taken = taken
+        .local_addr()
+        .map(|address| (taken, address.to_string()))
+        .expect("its address");
+    let url = |path: std::path::PathBuf| format!("file://{}", path.display());
+    let settings = [
+        ("RAW_STORE", url(good.join("raw"))),
+        ("DEX_STORE", url(read_only.join("dex"))),
+        ("EDAV_STORE", url(blocked.join("edav"))),
+        ("RECORDS", format!("sqlite:{}", read_only.join("ferry.db").display())),
+        ("REPORT_SINKS", "jsonl".to_owned()),
+        (
+            "REPORT_JSONL_PATH",
+            read_only.join("reports.jsonl").display().to_string(),
+        ),
+        ("LISTEN", taken.1.clone()),
+        ("ADMIN_LISTEN", taken.1.clone()),
+    ];
+    let targets = ["DEX_STORE", "EDAV_STORE"];
+    let both = ["RECORDS", "REPORT_JSONL_PATH"];
+    for (program, told) in [
+        (
+            Program::new("ferry").arg("up"),
+            [&targets[..], &both, &["LISTEN"]].concat(),
+        ),
+        (Program::new("ingest"), [&both[..], &["LISTEN"]].concat()),
+        (
+            Program::new("copier"),
+            [&targets[..], &both, &["ADMIN_LISTEN"]].concat(),
+        ),
+    ] {
+        let mut program = program.mounts(mounts.clone());
+        for (name, value) in &settings {
+            let admin = *name == "ADMIN_LISTEN" && !told.contains(name);
+            program = program.env(name, if admin { "off" } else { value });
+        }
+        let ended = program.run(LIMIT).await;
+        assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+        let lines: Vec<&str> = ended.stderr.lines().collect();
+        assert_eq!(lines.len(), told.len(), "{told:?}: {lines:#?}");
+        for name in told {
+            assert!(
+                lines.iter().any(|line| line.starts_with(&format!("{name}: "))),
+                "{name}: {lines:#?}"
+            );
+        }
+        assert_eq!(ended.stdout, "", "not ready");
+        assert!(!good.exists(), "made: {}", good.display());
+    }
+    // The raw store alone, too: a folder above it is a file.
+    let ended = up().env("RAW_STORE", &url(blocked.join("raw"))).run(LIMIT).await;
+    assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+    assert!(ended.stderr.starts_with("RAW_STORE: "), "{}", ended.stderr);
+    assert!(ended.left.is_empty(), "half started: {:?}", ended.left);
+}
