@@ -56,8 +56,8 @@ pub(super) fn paths(args: &str) -> impl Iterator<Item = &str> {
         let plain = descriptor
             .chars()
             .all(|char| char.is_ascii_alphanumeric() || char == '_');
-        let path = path.strip_suffix('>')?;
-        plain.then(|| path.strip_suffix("(deleted)").unwrap_or(path))
+        let path = path.strip_suffix("(deleted)").unwrap_or(path).strip_suffix('>')?;
+        plain.then_some(path)
     })
 }
 
@@ -91,7 +91,7 @@ pub(super) fn calls(lines: &str) -> Vec<Call> {
         let Some((name, rest)) = rest.split_once('(') else {
             panic!("no call: {line:?}")
         };
-        let unfinished = rest.strip_suffix("<unfinished ...>").map(str::trim_end);
+        let unfinished = rest.strip_suffix(" <unfinished ...>");
         let (args, result) = match unfinished {
             Some(args) => (args, "?"),
             None => split_result(rest),
@@ -133,7 +133,9 @@ mod tests {
              22 --- SIGTERM {si_signo=SIGTERM} ---\n\
              22 fsync(4</d>)                       = -1 EIO (Input/output error) (INJECTED)\n\
              22 fsync(4</d> <unfinished ...>\n\
-             22 +++ killed by SIGKILL +++\n",
+             22 +++ killed by SIGKILL +++\n\
+             4 recvfrom(9<socket:[77]>,  <unfinished ...>\n\
+             4 <... recvfrom resumed>\"PATCH\", 8192, 0, NULL, NULL) = 5\n",
         );
         let short: Vec<_> = calls
             .iter()
@@ -147,6 +149,7 @@ mod tests {
                 (2, 2, "sendto", Some("socket:[77]"), true),
                 (6, 6, "fsync", Some("/d"), false),
                 (7, usize::MAX, "fsync", Some("/d"), false),
+                (9, 10, "recvfrom", Some("socket:[77]"), true),
             ]
         );
         assert_eq!(calls[0].texts(), ["x = y)\n"]);
@@ -155,6 +158,7 @@ mod tests {
 
     #[test]
     fn both_folders_and_both_names_of_a_rename_are_seen() {
+        assert_eq!(paths("5</a/x>(deleted), \"a<b\", 3").collect::<Vec<_>>(), ["/a/x"]);
         let all = calls("794   renameat2(4</a/b>, \"x\\\"\", 3</a>, \"y/z\", RENAME_NOREPLACE) = 0\n");
         assert_eq!(paths(&all[0].args).collect::<Vec<_>>(), ["/a/b", "/a"]);
         assert_eq!(all[0].texts(), ["x\"", "y/z"]);

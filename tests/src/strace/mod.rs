@@ -16,7 +16,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, getuid, kill_process};
 use tempfile::TempDir;
 
-pub use trace::{Missing, Trace};
+pub use trace::{Missing, Moment, Renamed, Trace};
 
 use crate::wait::eventually;
 
@@ -25,8 +25,8 @@ const LIMIT: Duration = Duration::from_secs(40);
 /// Text of each argument that is kept: a report's line is shorter.
 const KEPT: &str = "3000";
 /// Calls that tell where bytes and names go; and the answers to senders.
-const ORDER: &str = "openat,mkdirat,write,writev,pwrite64,pwritev,ftruncate,copy_file_range,fsync,fdatasync,renameat,\
-                     renameat2,rename,linkat,read,recvfrom,sendto,sendmsg";
+const ORDER: &str = "openat,openat2,mkdirat,write,writev,pwrite64,pwritev,ftruncate,copy_file_range,fsetxattr,fsync,\
+                     fdatasync,renameat,renameat2,rename,linkat,read,pread64,recvfrom,sendto,sendmsg";
 
 /// `strace`, attached to a process. Dropping it detaches it.
 #[derive(Debug)]
@@ -44,15 +44,15 @@ impl Strace {
         Self::attach(pid, &["-y", "-s", KEPT, "-e", &format!("trace={ORDER}")]).await
     }
 
-    /// From now on every call of `pid` to one of `calls` on the file or folder `path` fails with `error`.
+    /// From now on every call of `pid` to one of `calls` on the file or folder `path`, which need not be there yet,
+    /// fails with EIO.
     ///
     /// # Panics
     /// As [`Strace::record`].
-    pub async fn inject(pid: u32, calls: &str, path: &Path, error: &str) -> Self {
-        let path = fs::canonicalize(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let path = path.to_str().expect("a temporary folder has a plain name");
-        let fault = format!("inject={calls}:error={error}");
-        Self::attach(pid, &["-y", "-P", path, "-e", &format!("trace={calls}"), "-e", &fault]).await
+    pub async fn fail(pid: u32, calls: &str, path: &Path) -> Self {
+        let fault = format!("inject={calls}:error=EIO");
+        let trace = format!("trace={calls}");
+        Self::attach(pid, &["-y", "-P", &real(path), "-e", &trace, "-e", &fault]).await
     }
 
     async fn attach(pid: u32, options: &[&str]) -> Self {
@@ -113,13 +113,25 @@ impl Strace {
     /// # Panics
     /// It does not detach, or what it noted is no trace.
     pub async fn detach(mut self) -> Trace {
+        self.ended().await;
+        Trace::parse(&self.lines())
+    }
+
+    /// Detaches, and so ends the faults that it makes.
+    ///
+    /// # Panics
+    /// It does not detach.
+    pub async fn end(mut self) {
+        self.ended().await;
+    }
+
+    async fn ended(&mut self) {
         self.ask_to_detach();
         eventually("strace detaches", LIMIT, || {
             let ended = self.child.try_wait().expect("ask for a child of ours");
             async move { ended }
         })
         .await;
-        Trace::parse(&self.lines())
     }
 
     fn ask_to_detach(&self) {
@@ -138,4 +150,17 @@ impl Drop for Strace {
         self.ask_to_detach();
         self.child.wait().expect("wait for a child of ours");
     }
+}
+
+/// `path` as strace sees it: without links in its folders.
+///
+/// # Panics
+/// Its folder is not there.
+#[must_use]
+pub fn real(path: &Path) -> String {
+    let (folder, name) = (path.parent(), path.file_name());
+    let folder = folder.and_then(|folder| fs::canonicalize(folder).ok());
+    let folder = folder.unwrap_or_else(|| panic!("{} has no folder", path.display()));
+    let path = folder.join(name.expect("a file has a name"));
+    path.to_str().expect("a temporary folder has a plain name").to_owned()
 }

@@ -21,6 +21,8 @@ enum Deed {
     Renamed(String, String),
     /// Bytes of a file were changed; the text is what they begin with.
     Written(String, String),
+    /// Bytes of a file were read.
+    Read(String),
     /// A file or a folder was synced.
     Synced(String),
     /// An answer of this status went to whoever had asked, by method and path.
@@ -43,9 +45,22 @@ impl fmt::Display for Missing {
     }
 }
 
-/// A moment in a trace: before or after everything that a line stands for.
+/// A moment in a trace: the line in which something began or ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(usize);
+
+/// A rename.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renamed {
+    /// The old path.
+    pub from: String,
+    /// The new one.
+    pub to: String,
+    /// When it began.
+    pub begin: Moment,
+    /// When it was done.
+    pub end: Moment,
+}
 
 impl Trace {
     /// Of the output of `strace -f -y`.
@@ -97,20 +112,44 @@ impl Trace {
             .count()
     }
 
-    /// The one rename to a name in which `text` is, before `moment`: the old name, the new one, and when it was done.
+    /// How often bytes of `path` were read before `moment`.
+    #[must_use]
+    pub fn reads_of(&self, path: &str, moment: Moment) -> usize {
+        self.all(|deed| matches!(deed, Deed::Read(from) if from == path))
+            .filter(|span| span.end < moment.0)
+            .count()
+    }
+
+    /// When the file `path` was made.
+    ///
+    /// # Errors
+    /// It was not.
+    pub fn made(&self, path: &str) -> Result<Moment, Missing> {
+        self.all(|deed| matches!(deed, Deed::Named(name) if name == path))
+            .map(|span| Moment(span.end))
+            .next()
+            .ok_or_else(|| Missing(format!("{path} is not made")))
+    }
+
+    /// The last rename before `moment` to a name that begins with `folder` and has `text` in it.
     ///
     /// # Errors
     /// There is none.
-    pub fn rename_to(&self, text: &str, moment: Moment) -> Result<(String, String, Moment), Missing> {
+    pub fn renamed_to(&self, folder: &str, text: &str, moment: Moment) -> Result<Renamed, Missing> {
         let mut found = self.deeds.iter().filter_map(|(span, deed)| match deed {
-            Deed::Renamed(from, to) if to.contains(text) && span.end < moment.0 => {
-                Some((from.clone(), to.clone(), Moment(span.end)))
+            Deed::Renamed(from, to) if to.starts_with(folder) && to.contains(text) && span.end < moment.0 => {
+                Some(Renamed {
+                    from: from.clone(),
+                    to: to.clone(),
+                    begin: Moment(span.begin),
+                    end: Moment(span.end),
+                })
             }
             _ => None,
         });
         found
             .next_back()
-            .ok_or_else(|| Missing(format!("no rename to {text:?} before line {}", moment.0)))
+            .ok_or_else(|| Missing(format!("no rename to {folder}…{text} before line {}", moment.0)))
     }
 
     /// The bytes of `path` are durable at `moment`: a sync of it lies between its last write before and that. Answers
@@ -198,7 +237,7 @@ fn deed(call: &Call, asked: &HashMap<String, String>) -> Option<Deed> {
     let texts = call.texts();
     let first = texts.first().map_or("", String::as_str);
     Some(match call.name.as_str() {
-        "openat" if call.args.contains("O_CREAT") => Deed::Named(below(&path, first)),
+        "openat" | "openat2" if call.args.contains("O_CREAT") => Deed::Named(below(&path, first)),
         "mkdirat" => Deed::Named(below(&path, first)),
         "rename" | "renameat" | "renameat2" | "linkat" => {
             let mut folders = line::paths(&call.args);
@@ -207,11 +246,14 @@ fn deed(call: &Call, asked: &HashMap<String, String>) -> Option<Deed> {
             Deed::Renamed(from, to)
         }
         "fsync" | "fdatasync" => Deed::Synced(path),
+        "pread64" => Deed::Read(path),
         "write" | "writev" | "pwrite64" | "pwritev" | "sendto" | "sendmsg" if path.starts_with("socket:") => {
             let status = first.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
             Deed::Answered(status, asked.get(&path)?.clone())
         }
-        "write" | "writev" | "pwrite64" | "pwritev" | "ftruncate" => Deed::Written(path, first.to_owned()),
+        "write" | "writev" | "pwrite64" | "pwritev" | "ftruncate" | "fsetxattr" if path.starts_with('/') => {
+            Deed::Written(path, first.to_owned())
+        }
         "copy_file_range" => Deed::Written(line::paths(&call.args).nth(1)?.to_owned(), String::new()),
         _ => return None,
     })
@@ -286,8 +328,8 @@ mod tests {
             synced(folders).unwrap_err();
         }
         let trace = Trace::parse(new);
-        let renamed = trace.rename_to("x/y/b", Moment(99)).unwrap();
-        assert_eq!((renamed.0.as_str(), renamed.1.as_str()), ("/d/s/a", "/d/x/y/b"));
+        let renamed = trace.renamed_to("/d/x/", "b", Moment(99)).unwrap();
+        assert_eq!((renamed.from.as_str(), renamed.to.as_str()), ("/d/s/a", "/d/x/y/b"));
     }
 
     #[test]
