@@ -265,6 +265,8 @@ impl Uploads {
             Err(error) if error.kind == BlobErrorKind::StagingLost => {
                 return self.finish_whatever_happens(id, None).await;
             }
+            // Nobody writes it, so nobody has a newer checksum than the record: what that covers is compared, and what
+            // lies behind, of which nobody was told, is dropped.
             Err(error) => return Err(self.note_failure(id, error, None).await),
         }
         let edit = |record: &mut UploadRecord| {
