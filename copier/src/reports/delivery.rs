@@ -23,6 +23,29 @@ pub(super) struct Letter {
     pub(super) job: Job,
     pub(super) work: Box<ReportWork>,
     pub(super) tries: u32,
+    /// A status that says that all is there, and the sink may still take an older one: it is to come once more.
+    pub(super) once_more: bool,
+}
+
+impl Letter {
+    pub(super) fn new(job: Job, work: Box<ReportWork>) -> Self {
+        Self {
+            job,
+            work,
+            tries: 0,
+            once_more: false,
+        }
+    }
+
+    /// The API replaces a status by the one that it takes after it.
+    pub(super) fn is_status(&self) -> bool {
+        self.work.action == Action::UploadStatus
+    }
+
+    /// The last status of an upload says that all of it is there.
+    pub(super) fn is_final_status(&self) -> bool {
+        self.is_status() && is_final_status(&self.work)
+    }
 }
 
 /// What became of a try.
@@ -30,6 +53,8 @@ pub(super) struct Letter {
 pub(super) enum Tried {
     /// The sink answered for good: it has the report, or never will.
     Answered,
+    /// The sink has the report, which is on the bus to come once more.
+    ComesOnceMore,
     /// The sink was not asked.
     Unasked,
     /// The report is to be tried again.
@@ -67,8 +92,10 @@ async fn hand_over(reports: &Reports, sink: &dyn Sink, mut letter: Letter) -> Tr
     };
     let failed = match tokio::time::timeout(reports.limit, sink.send(&letter.work.report)).await {
         Ok(Ok(())) => {
+            let once_more = letter.once_more;
             let settled = taken(reports, sink, letter).await;
-            return answered(sink, id, settled);
+            let tried = answered(sink, id, settled);
+            return if once_more { Tried::ComesOnceMore } else { tried };
         }
         Ok(Err(error)) if error.class == FailureClass::Permanent => {
             reports.metrics.reports_rejected.with_label_values(&[sink.name()]).inc();
@@ -112,6 +139,10 @@ async fn taken(reports: &Reports, sink: &dyn Sink, letter: Letter) -> Result<(),
     let action = action(&letter.work.report);
     let sent = &reports.metrics.reports_sent;
     sent.with_label_values(&[sink.name(), &action]).inc();
+    if letter.once_more {
+        // By then the older one was given up by whatever is holding it.
+        return letter.job.later(reports.limit).await;
+    }
     letter.job.ack().await
 }
 

@@ -21,6 +21,8 @@ use crate::worker::consumer;
 const HELD: usize = 64;
 /// A report that was tried so often, one time after the other, makes room: the trouble may be its own.
 const TRIES: u32 = 3;
+/// Uploads that are remembered because of a status without an answer.
+const LATE: usize = 4096;
 
 /// Hands the reports for `sink` over until the worker stops.
 pub(super) async fn run(reports: Arc<Reports>, sink: Arc<dyn Sink>) {
@@ -35,6 +37,7 @@ pub(super) async fn run(reports: Arc<Reports>, sink: Arc<dyn Sink>) {
             waiting: VecDeque::new(),
             busy: HashSet::new(),
             running: JoinSet::new(),
+            late: HashSet::new(),
         };
         lane.serve(consumer, &mut pace).await;
     }
@@ -48,6 +51,8 @@ struct Lane<'a> {
     /// Uploads of which a report is on its way.
     busy: HashSet<UploadId>,
     running: JoinSet<(UploadId, u64, Tried)>,
+    /// Uploads of which the sink may still take a first status that we gave up. Spec: core.md §7; faults.md 73.
+    late: HashSet<UploadId>,
 }
 
 impl Lane<'_> {
@@ -96,7 +101,10 @@ impl Lane<'_> {
                 at += 1;
                 continue;
             }
-            let Some(letter) = self.waiting.remove(at) else { return };
+            let Some(mut letter) = self.waiting.remove(at) else {
+                return;
+            };
+            letter.once_more = letter.is_final_status() && self.late.contains(&id);
             self.busy.insert(id);
             let (reports, sink, round) = (self.reports.clone(), self.sink.clone(), pace.round());
             self.running
@@ -108,7 +116,7 @@ impl Lane<'_> {
         let id = job.message.subject;
         let settled = match Work::of(&job.message) {
             Ok(Work::Report(work)) => {
-                self.waiting.push_back(Letter { job, work, tries: 0 });
+                self.waiting.push_back(Letter::new(job, work));
                 return;
             }
             Ok(_) => {
@@ -125,7 +133,10 @@ impl Lane<'_> {
     async fn ended(&mut self, id: UploadId, round: u64, tried: Tried, pace: &mut Pace) {
         self.busy.remove(&id);
         match tried {
-            Tried::Answered => {
+            Tried::Answered | Tried::ComesOnceMore => {
+                if matches!(tried, Tried::ComesOnceMore) {
+                    self.late.remove(&id);
+                }
                 if !pace.is_well() {
                     tracing::info!(sink = self.sink.name(), "the sink takes reports again");
                 }
@@ -141,6 +152,10 @@ impl Lane<'_> {
                     );
                 }
                 pace.failed(round, failed.fate, failed.retry_after, Instant::now());
+                let may_be_taken = failed.fate == Fate::Unknown && self.sink.takes_late();
+                if may_be_taken && letter.is_status() && !letter.is_final_status() && self.late.len() < LATE {
+                    self.late.insert(id);
+                }
                 if failed.fate == Fate::Refused || letter.tries >= TRIES {
                     let again = self.reports.again(letter.job, failed.retry_after, &failed.why);
                     let settled = again.await;

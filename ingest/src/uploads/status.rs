@@ -268,7 +268,6 @@ impl Lane {
             state.sending = Some(sending.clone());
             (id, entry, sending)
         };
-        let began = Instant::now();
         let outcome = if self.is_first_settled(&mut entry).await {
             self.send(id, entry.newest.unwrap_or_default(), &sending.cancel).await
         } else {
@@ -293,8 +292,9 @@ impl Lane {
             Outcome::Unsent { .. } => None,
         };
         entry.newest = newest.or(entry.newest).filter(|newest| *newest > entry.told);
-        entry.last = began;
-        entry.due = began + if entry.newest.is_some() { RATE } else { REMEMBERED };
+        // The next is made a second after this one was at the earliest, whatever the way to it took.
+        entry.last = Instant::now();
+        entry.due = entry.last + if entry.newest.is_some() { RATE } else { REMEMBERED };
         if !matches!(outcome, Outcome::Unsent { gone: true }) {
             state.put(id, entry);
         }

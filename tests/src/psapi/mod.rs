@@ -49,6 +49,8 @@ pub enum Fault {
     Hang,
     /// Taken, and answered so much later.
     Late(Duration),
+    /// Never answered, and taken so much later, whether anybody still waits or not: something between was holding it.
+    Held(Duration),
     /// The connection is closed without an answer.
     Drop,
     /// 200 with something else than JSON.
@@ -78,7 +80,7 @@ struct Shared {
 struct Faults {
     next: Vec<Fault>,
     always: Option<Fault>,
-    statuses_only: bool,
+    only: Option<fn(&Value) -> bool>,
 }
 
 /// Requests at once.
@@ -147,9 +149,9 @@ impl PsApi {
         lock(&self.shared.faults).always = fault;
     }
 
-    /// Faults are for statuses of unfinished uploads only, as they are sent while bytes come.
-    pub fn only_statuses_fail(&self) {
-        lock(&self.shared.faults).statuses_only = true;
+    /// Faults are for these reports only.
+    pub fn fail_only(&self, these: fn(&Value) -> bool) {
+        lock(&self.shared.faults).only = Some(these);
     }
 
     /// Connections are refused, those that are open are cut; `false`: it is there again, on the same port.
@@ -240,11 +242,7 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Answer {
     };
     let fault = {
         let mut faults = lock(&shared.faults);
-        let content = &report["content"];
-        let in_between = content["offset"]
-            .as_u64()
-            .is_some_and(|at| at != 0 && content["size"] != at);
-        if faults.statuses_only && !in_between {
+        if faults.only.is_some_and(|these| !these(&report)) {
             None
         } else if faults.next.is_empty() {
             faults.always.clone()
@@ -261,6 +259,13 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Answer {
         tokio::time::sleep(late).await;
         return json_answer(&json!({"data": {"upsertReport": upserted}}));
     }
+    if let Fault::Held(held) = fault {
+        tokio::spawn(async move {
+            tokio::time::sleep(held).await;
+            lock(&shared.store).upsert(&action, report);
+        });
+        return std::future::pending().await;
+    }
     lock(&shared.store).arrived(&action, report, false);
     match fault {
         Fault::Status { code, retry_after } => status(code, retry_after),
@@ -272,7 +277,7 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Answer {
         Fault::Drop => Err(Dropped),
         Fault::Garbage => Ok(Response::new(Full::new(Bytes::from_static(b"<html>welcome</html>")))),
         Fault::Huge => Ok(Response::new(Full::new(vec![b' '; 64 * 1024 * 1024].into()))),
-        Fault::Hang | Fault::Late(_) => std::future::pending().await,
+        Fault::Hang | Fault::Late(_) | Fault::Held(_) => std::future::pending().await,
     }
 }
 

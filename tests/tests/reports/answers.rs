@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tests::psapi::{Fault, PsApi};
+use tests::reports::action;
 use tests::site::{LIMIT, Site};
 use tests::wait::eventually;
 
@@ -202,4 +203,60 @@ async fn an_answer_after_our_time_out_costs_one_repeat() {
     assert_eq!(api.store().repeats(), 1, "the one, byte for byte");
     assert_eq!(api.store().accepted(&first.id).len(), REPORTS + 1);
     assert_statuses_in_order(&api, &first);
+}
+
+/// Row 73: a first status that the API takes after we gave it up, and after the final one, does not stay the last
+/// word: the final one comes once more. Each is repeated once at most.
+#[tokio::test]
+async fn a_first_status_that_is_taken_late_is_not_the_last_word() {
+    let api = PsApi::start().await;
+    let site = site(&api).start().await;
+    api.fail_only(is_first_status);
+    // Longer than one try, and less than two.
+    api.fail_next(1, &Fault::Held(Duration::from_millis(1500)));
+    let upload = upload(&site, 1000).await;
+    all_at_api(&api, &upload).await;
+    eventually("the held one is taken", LIMIT, || async {
+        let offsets = api.store().offsets(&upload.id);
+        (offsets.iter().filter(|offset| **offset == 0).count() == 2).then_some(())
+    })
+    .await;
+    eventually("the final one is the last word", LIMIT, || async {
+        let store = api.store();
+        let status = store
+            .reports
+            .iter()
+            .find(|report| report["upload_id"] == upload.id.as_str() && action(report) == "upload-status")?;
+        (status["content"]["offset"] == 1000).then_some(())
+    })
+    .await;
+    metric_is(&site, "ferry_reports_pending{sink=\"graphql\"}", |count| count == 0.0).await;
+    assert_eq!(api.store().repeats(), 2, "the first, and the final one");
+}
+
+/// core.md §7, row 71: a status that is to be tried again is not passed by what its upload has to tell meanwhile.
+#[tokio::test]
+async fn a_first_status_that_is_not_taken_at_once_is_not_overtaken() {
+    for code in [500, 503] {
+        let api = PsApi::start().await;
+        let site = site(&api).start().await;
+        api.fail_only(is_first_status);
+        api.fail_next(
+            2,
+            &Fault::Status {
+                code,
+                retry_after: None,
+            },
+        );
+        let upload = upload(&site, 1000).await;
+        all_at_api(&api, &upload).await;
+        metric_is(&site, "ferry_reports_pending{sink=\"graphql\"}", |count| count == 0.0).await;
+        let offsets = api.store().offsets(&upload.id);
+        assert_eq!((offsets[0], offsets[1]), (0, 1000), "{code}: {offsets:?}");
+        assert_statuses_in_order(&api, &upload);
+    }
+}
+
+fn is_first_status(report: &Value) -> bool {
+    action(report) == "upload-status" && report["content"]["offset"] == 0
 }

@@ -2,6 +2,7 @@
 //! Promises 2 and 5 of DESIGN.md; faults.md rows 70–73; core.md §7; reports.md §5.
 
 mod answers;
+mod copiers;
 mod outage;
 mod status;
 
