@@ -1,6 +1,7 @@
 //! Row 11: a full disk takes nothing that was acknowledged, and when there is room everything goes on by itself.
 
 use std::fs;
+use std::path::Path;
 
 use tests::pattern::{assert_same, pattern};
 use tests::site::{Part, Site};
@@ -11,6 +12,17 @@ use super::{MIB, RECOVERY, health_says};
 fn bytes(count: usize) -> u64 {
     u64::try_from(count).expect("a count in memory")
 }
+
+fn index(offset: u64) -> usize {
+    usize::try_from(offset).expect("an offset into memory")
+}
+
+fn length(path: &Path) -> u64 {
+    fs::metadata(path).expect("look at a file").len()
+}
+
+/// A new upload that hardly needs any room.
+const NEW: [(&str, &str); 1] = [("Upload-Length", "10")];
 
 /// Fills what is left in `folder` of the site with a file, and answers where it is.
 fn fill(site: &Site, folder: &str) -> std::path::PathBuf {
@@ -24,6 +36,57 @@ fn fill(site: &Site, folder: &str) -> std::path::PathBuf {
         }
     }
     path
+}
+
+/// Row 11, promise 1: one small disk for uploads, copies, reports and records. It fills while an upload comes: 507, HEAD
+/// tells the bytes that are there, also after a kill, and nothing else is lost; when there is room it goes on.
+#[tokio::test]
+async fn a_disk_that_holds_everything_fills_up_and_nothing_is_lost() {
+    let mut site = Site::build()
+        .disk("", "size=12m")
+        .env("RAW_RESERVE", "2MiB")
+        .start()
+        .await;
+    let client = site.client();
+    let done = client.create(1000, &[("filename", "done.bin")]).await;
+    done.append(0, &pattern(1, 1000)).await;
+    for target in ["dex", "edav"] {
+        assert_same(target, &site.delivered(target, &done.id).await, &pattern(1, 1000));
+    }
+    let other = client.create(2000, &[("filename", "other.bin")]).await;
+    other.append(0, &pattern(2, 1000)).await;
+
+    let content = pattern(3, 12 * MIB);
+    let large = client.create(content.len(), &[("filename", "large.bin")]).await;
+    let refused = large.patch(0, &content).await;
+    assert_eq!(refused.status, 507, "{}", refused.text());
+    let kept = large.offset().await;
+    assert!(kept > bytes(MIB), "{kept} bytes were kept");
+    assert_eq!(client.tus("POST", client.collection(), &NEW, "").await.status, 507);
+    assert_eq!(large.patch(kept, &content[index(kept)..]).await.status, 507);
+    assert_eq!(large.offset().await, kept, "the repeat changed something");
+
+    site.kill();
+    site.restart().await;
+    assert_eq!(large.offset().await, kept, "HEAD told bytes that are not there");
+    let longest = site.staged("raw").iter().map(|path| length(path)).max();
+    assert_eq!(longest, Some(kept), "HEAD tells what is stored");
+    assert_eq!(other.offset().await, 1000, "another upload lost something");
+    assert_eq!(done.head().await.expect(200).number("Upload-Offset"), Some(1000));
+    assert_eq!(large.info().await["upload_status"]["status"], "In Progress");
+    eventually("the metric", RECOVERY, || async {
+        (site.metrics(Part::Up).await.sum("ferry_raw_free_bytes", &[]) < 2.1e6).then_some(())
+    })
+    .await;
+
+    site.mounts().remount(&site.data(), "size=56m");
+    other.append(1000, &pattern(2, 2000)[1000..]).await;
+    large.append(kept, &content[index(kept)..]).await;
+    for target in ["dex", "edav"] {
+        assert_same(target, &site.delivered(target, &large.id).await, &content);
+        assert_same(target, &site.delivered(target, &other.id).await, &pattern(2, 2000));
+    }
+    client.tus("POST", client.collection(), &NEW, "").await.expect(201);
 }
 
 /// Row 11: the kernel itself says no in the middle of a part; 507, HEAD tells the bytes kept, the record is as it was,
@@ -51,20 +114,10 @@ async fn an_upload_that_fills_the_disk_keeps_its_bytes_and_goes_on_when_there_is
         kept > 3 * bytes(MIB) && kept % bytes(MIB) != 0,
         "the part of a part is kept: {kept}"
     );
-    let staged = site
-        .staged("raw")
-        .into_iter()
-        .map(|path| fs::metadata(path).expect("look").len())
-        .max();
+    let staged = site.staged("raw").iter().map(|path| length(path)).max();
     assert_eq!(staged, Some(kept), "HEAD tells the bytes that are there");
     assert_eq!(large.info().await["upload_status"]["status"], "In Progress");
-    assert_eq!(
-        client
-            .tus("POST", client.collection(), &[("Upload-Length", "10")], "")
-            .await
-            .status,
-        507
-    );
+    assert_eq!(client.tus("POST", client.collection(), &NEW, "").await.status, 507);
     assert_eq!(other.offset().await, 1000, "another upload lost something");
     assert_eq!(first.head().await.status, 200);
     eventually("the metric", RECOVERY, || async {
@@ -74,8 +127,7 @@ async fn an_upload_that_fills_the_disk_keeps_its_bytes_and_goes_on_when_there_is
 
     site.mounts().remount(&site.data().join("raw"), "size=16m");
     other.append(1000, &pattern(2, 2000)[1000..]).await;
-    let at = usize::try_from(large.offset().await).expect("an offset into memory");
-    large.append(bytes(at), &content[at..]).await;
+    large.append(kept, &content[index(kept)..]).await;
     assert_same("large", &site.delivered("edav", &large.id).await, &content);
     assert_same("other", &site.delivered("edav", &other.id).await, &pattern(2, 2000));
 }
@@ -94,9 +146,7 @@ async fn below_the_reserve_new_uploads_are_refused_and_running_ones_end() {
     let large = client.create(20 * MIB, &[("filename", "large.bin")]).await;
     large.append(0, &pattern(1, 9 * MIB)).await;
     let new = eventually("the refusal", RECOVERY, || async {
-        let answer = client
-            .tus("POST", client.collection(), &[("Upload-Length", "10")], "")
-            .await;
+        let answer = client.tus("POST", client.collection(), &NEW, "").await;
         (answer.status == 507).then_some(answer)
     })
     .await;
@@ -113,7 +163,7 @@ async fn below_the_reserve_new_uploads_are_refused_and_running_ones_end() {
     assert_eq!(large.delete().await.status, 204);
     // The file goes a moment after the answer.
     eventually("room for a new upload", RECOVERY, || async {
-        let new = client.tus("POST", client.collection(), &[("Upload-Length", "10")], "");
+        let new = client.tus("POST", client.collection(), &NEW, "");
         (new.await.status == 201).then_some(())
     })
     .await;
@@ -161,9 +211,7 @@ async fn full_records_refuse_and_keep_what_they_have_and_work_again_by_themselve
     let ballast = fill(&site, ".");
     // What the log still has room for is used up by trying.
     let refused = eventually("a refusal", RECOVERY, || async {
-        let answer = client
-            .tus("POST", client.collection(), &[("Upload-Length", "10")], "")
-            .await;
+        let answer = client.tus("POST", client.collection(), &NEW, "").await;
         (answer.status != 201).then_some(answer)
     })
     .await;
