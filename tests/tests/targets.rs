@@ -52,8 +52,13 @@ async fn waits(site: &Site, upload: &Upload, reason: &str, class: &str) {
     })
     .await;
     assert_eq!(again["attempts"], 0, "waiting is no try: {again}");
-    let metrics = site.metrics(Part::Up).await;
-    assert!(metrics.count("ferry_copy_retries_total", &[("class", class)]) >= 2);
+    // Counted a moment after it is recorded.
+    let metrics = eventually("two failed tries", LIMIT, || async {
+        let metrics = site.metrics(Part::Up).await;
+        let failed = metrics.count("ferry_copy_retries_total", &[("class", class)]);
+        (failed >= 2).then_some(metrics)
+    })
+    .await;
     assert_eq!(metrics.count("ferry_dead_letters_total", &[]), 0);
     assert_eq!(health(site).await, "DEGRADED", "uploads are taken all the same");
 }

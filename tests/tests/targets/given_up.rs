@@ -47,10 +47,17 @@ async fn given_up(site: &Site, upload: &Upload, class: &str, reason: &str) -> se
     let failed = edav(upload, |edav| edav["status"] == "FAILURE").await;
     let text = failed["issues"][0]["message"].as_str().expect("what is wrong");
     assert!(text.contains(reason), "{failed}");
-    let letters = dead_letters(site).await;
+    let letters = eventually("the dead letter", LIMIT, || async {
+        Some(dead_letters(site).await).filter(|letters| !letters.is_empty())
+    })
+    .await;
     assert!(letters.len() == 1 && letters[0].starts_with(class), "{letters:?}");
-    let metrics = site.metrics(Part::Up).await;
-    assert_eq!(metrics.count("ferry_dead_letters_total", &[("reason", class)]), 1);
+    // Counted a moment after it is recorded.
+    eventually("the dead letter to be counted", LIMIT, || async {
+        let metrics = site.metrics(Part::Up).await;
+        (metrics.count("ferry_dead_letters_total", &[("reason", class)]) == 1).then_some(())
+    })
+    .await;
     failed
 }
 
@@ -69,7 +76,10 @@ async fn redriven(site: &Site, upload: &Upload, content: &[u8]) {
     assert!(ended.stdout.contains(&upload.id), "{ended:?}");
     edav(upload, |edav| edav["status"] == "SUCCESS").await;
     assert_same("edav", &site.delivered("edav", &upload.id).await, content);
-    assert!(dead_letters(site).await.is_empty());
+    eventually("no dead letter", LIMIT, || async {
+        dead_letters(site).await.is_empty().then_some(())
+    })
+    .await;
     eventually("a report of each run", LIMIT, || async {
         (statuses(site, upload, "edav") == ["FAILURE", "SUCCESS"]).then_some(())
     })
