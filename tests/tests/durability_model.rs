@@ -12,10 +12,11 @@ mod engine;
 #[path = "durability_model/scenario.rs"]
 mod scenario;
 
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use shared::config::Durability;
 use shared::store::BlobStore;
 use tests::forgetful::Machine;
@@ -24,7 +25,7 @@ use tests::pattern::Random;
 use scenario::{Seen, scenario};
 
 /// Scenarios of each `DURABILITY` in CI; each has up to five crashes.
-const SCENARIOS: u64 = 10;
+const SCENARIOS: u64 = 8;
 /// As many times more are run until all that is to be met was.
 const PATIENCE: u64 = 5;
 /// So many at once: most of their time they wait.
@@ -66,10 +67,16 @@ async fn scenarios(durability: Durability) {
         let some: Vec<u64> = (0..least.min(SCENARIOS)).map(|_| seeds.next()).collect();
         count += u64::try_from(some.len()).expect("a few");
         let mut running = futures_util::stream::iter(some)
-            .map(|seed| scenario(seed, durability))
+            .map(|seed| AssertUnwindSafe(scenario(seed, durability)).catch_unwind())
             .buffer_unordered(AT_ONCE);
         while let Some(another) = running.next().await {
-            seen.add(&another);
+            match another {
+                Ok(another) => seen.add(&another),
+                Err(panic) => {
+                    drop(running); // the others end first: theirs are not the options of a failure
+                    resume_unwind(panic);
+                }
+            }
         }
     }
     println!("{durability:?}: {count} scenarios, {seen:?}, {:?}", begin.elapsed());

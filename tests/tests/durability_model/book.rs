@@ -21,6 +21,8 @@ pub(super) struct Entry {
     pub(super) delivered: Vec<String>,
     /// The server said that it is gone; nothing more is asked of it.
     pub(super) gone: bool,
+    /// The power was lost since it was told last: not every start lives to be asked for every upload.
+    pub(super) power_lost: bool,
 }
 
 impl Entry {
@@ -35,11 +37,10 @@ impl Entry {
     }
 }
 
-/// What ended the start of the machine before this one.
+/// What is known of the starts before this one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Before {
     pub(super) durability: Durability,
-    pub(super) power_lost: bool,
     pub(super) sync_failed: bool,
 }
 
@@ -49,8 +50,11 @@ impl Before {
     /// # Panics
     /// A promise is broken.
     pub(super) fn check(self, entry: &mut Entry, head: &Answer) {
-        let what = || format!("{self:?}, {} of {}: {head:?}", entry.told, entry.len());
-        let may_go_back = match (self.power_lost, self.durability) {
+        let what = || {
+            let (lost, told) = (entry.power_lost, entry.told);
+            format!("{self:?}, power lost: {lost}, {told} of {}: {head:?}", entry.len())
+        };
+        let may_go_back = match (entry.power_lost, self.durability) {
             (false, _) | (true, Durability::Patch) => false,
             (true, Durability::Finish) => !entry.is_whole(),
             (true, Durability::None) => true,
@@ -67,6 +71,7 @@ impl Before {
                 );
                 assert!(told <= entry.len(), "{}", what());
                 entry.told = told;
+                entry.power_lost = false;
             }
             // Its creation was not durable.
             404 => {

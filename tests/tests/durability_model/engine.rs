@@ -13,6 +13,9 @@ use shared::store::BlobStore;
 use tests::client::Client;
 use tests::forgetful::Start;
 
+/// Two parts, so that a copy has checkpoints.
+const SLICE: u64 = 8 * 1024;
+
 /// Running services.
 pub(super) struct Engine {
     ingest: ingest::Running,
@@ -33,7 +36,8 @@ impl Engine {
         config.common.shutdown_grace = Duration::from_millis(600);
         let mut copying = CopierConfig::read(&|_| None, &defaults).expect("the defaults are valid");
         copying.common = config.common.clone();
-        copying.retry_delays = vec![Duration::from_millis(20), Duration::from_millis(60)];
+        copying.retry_delays = vec![Duration::from_millis(20); 6];
+        copying.slice_bytes = SLICE;
         let foundation = foundation(start, &config, durability);
         let targets = start.clone();
         let open = move |target: &Target| {

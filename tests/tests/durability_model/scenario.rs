@@ -102,7 +102,6 @@ pub(super) async fn scenario(seed: u64, durability: Durability) -> Seen {
     let mut ending = JoinSet::new();
     let mut before = Before {
         durability,
-        power_lost: false,
         sync_failed: false,
     };
     let syncs_fail = random.once_in(2);
@@ -130,7 +129,7 @@ pub(super) async fn scenario(seed: u64, durability: Durability) -> Seen {
         }
         ending.spawn(engine.stop());
         *(if power { &mut seen.power_losses } else { &mut seen.kills }) += 1;
-        before.power_lost = power;
+        book.iter_mut().for_each(|entry: &mut Entry| entry.power_lost |= power);
         before.sync_failed |= machine.damage().0 > 0;
         assert_whole_where_visible(&machine, &book, durability);
     }
@@ -249,6 +248,7 @@ impl<'a> Sender<'a> {
             content,
             delivered: Vec::new(),
             gone: false,
+            power_lost: false,
         };
         self.start.while_it_runs(|| book.push(entry));
     }
