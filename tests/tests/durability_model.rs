@@ -22,7 +22,7 @@ use shared::store::BlobStore;
 use tests::forgetful::Machine;
 use tests::pattern::Random;
 
-use scenario::{Seen, scenario};
+use scenario::{Seen, killed_and_then_dark, scenario};
 
 /// Scenarios of each `DURABILITY` in CI; each has up to five crashes.
 const SCENARIOS: u64 = 8;
@@ -99,4 +99,19 @@ async fn with_finish_no_finished_upload_is_lost() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_none_nothing_lost_is_claimed_or_delivered() {
     scenarios(Durability::None).await;
+}
+
+/// Row 16: what a killed process made visible and did not live to sync is synced by whoever finds it, before it is told
+/// or reported; at each step of making an upload, or a copy, visible.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_process_did_not_live_to_sync_is_synced_by_the_next() {
+    let steps = ["raw", "dex"]
+        .into_iter()
+        .flat_map(|container| (4..=7).map(move |step| (container, step)));
+    let all = steps.flat_map(|(container, step)| (0..5).map(move |seed| (container, step, seed)));
+    futures_util::stream::iter(all)
+        .map(|(container, step, seed)| killed_and_then_dark(container, step, seed, Durability::Finish))
+        .buffer_unordered(2 * AT_ONCE)
+        .collect::<()>()
+        .await;
 }

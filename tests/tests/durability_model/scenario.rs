@@ -158,6 +158,59 @@ pub(super) async fn scenario(seed: u64, durability: Durability) -> Seen {
     seen
 }
 
+/// One upload whose processes are killed at a step, finished and delivered by the next ones; then the power is lost.
+/// What the first ones did and did not live to sync is there all the same, for the second ones saw to it.
+pub(super) async fn killed_and_then_dark(container: &'static str, step: u64, seed: u64, durability: Durability) {
+    let before = Before {
+        durability,
+        sync_failed: false,
+    };
+    let (machine, mut book, mut ending) = (Machine::new(seed), Vec::new(), JoinSet::new());
+    let content = pattern(seed, 3000);
+    let kill = Crash {
+        container,
+        step,
+        power: false,
+    };
+    for crash in [Some(kill), None, None] {
+        let start = machine.start(crash);
+        let engine = Engine::start(&start, durability);
+        let mut sender = Sender::new(&machine, &start, &engine, seed);
+        let work = async {
+            if book.is_empty() {
+                sender.create_with(&mut book, content.clone(), false).await;
+                // In one piece: each step of it has its number.
+                if let Some(entry) = book.first() {
+                    sender.client.upload_of(&entry.id).try_patch(0, &content).await.ok();
+                }
+            }
+            sender.finish(&mut book, before).await;
+            sender.expect_all_settled(&mut book, before).await;
+        };
+        let power = tokio::select! {
+            () = start.ended() => false,
+            () = work => true,
+        };
+        start.end(power);
+        book.iter_mut().for_each(|entry: &mut Entry| entry.power_lost |= power);
+        assert_whole_where_visible(&machine, &book, durability);
+        ending.spawn(engine.stop());
+    }
+    let raw = machine.visible("raw");
+    assert!(
+        book.iter().all(|entry| raw.contains_key(&entry.id)),
+        "lost in raw: {book:?}"
+    );
+    assert_eq!(
+        count(&book, |entry| entry.delivered.len() == TARGETS.len()),
+        1,
+        "{book:?}"
+    );
+    while let Some(ended) = within("the services end", LIMIT, ending.join_next()).await {
+        ended.expect("an orderly end");
+    }
+}
+
 fn count(book: &[Entry], what: impl Fn(&Entry) -> bool) -> u64 {
     book.iter()
         .filter(|entry| what(entry))
@@ -218,6 +271,13 @@ impl<'a> Sender<'a> {
             _ => self.random.below(LONGEST),
         };
         let content = pattern(self.random.next(), usize::try_from(len).expect("a few kilobytes"));
+        let at_once = self.random.once_in(3);
+        self.create_with(book, content, at_once).await;
+    }
+
+    /// Creates an upload of `content`, and sends it `at_once`.
+    async fn create_with(&mut self, book: &mut Vec<Entry>, content: Vec<u8>, at_once: bool) {
+        let len = content.len();
         let (length, metadata) = (len.to_string(), tests::client::encode(&[("filename", "a.bin")]));
         let mut headers = vec![
             ("Tus-Resumable", "1.0.0"),
@@ -225,7 +285,7 @@ impl<'a> Sender<'a> {
             ("Upload-Metadata", metadata.as_str()),
         ];
         let mut body = Vec::new();
-        if self.random.once_in(3) {
+        if at_once {
             headers.push(("Content-Type", tests::client::OFFSET_OCTETS));
             body.clone_from(&content);
         }
