@@ -59,7 +59,8 @@ pub(crate) async fn work(reports: Arc<Reports>) {
     }
 }
 
-/// What is among the reports and for no sink: nothing that this version makes.
+/// What is among the reports and in no sink's row: nothing that this version makes. An older one that still runs beside
+/// it puts all reports there.
 async fn strays(reports: Arc<Reports>) {
     let (bus, stop) = (&*reports.bus, &reports.stop);
     while let Some(mut consumer) = consumer(Queue::Report.as_str(), || bus.consume(Queue::Report, 1), stop).await {
@@ -67,7 +68,8 @@ async fn strays(reports: Arc<Reports>) {
             let id = job.message.subject;
             let settled = match Work::of(&job.message) {
                 Err(Unreadable::NewerSchema(_)) => reports.again(job, None, "of a newer version").await,
-                Ok(_) => reports.bury(job, "no report for a sink", "unreadable").await,
+                Ok(Work::Report(_)) => reports.sort(job).await,
+                Ok(_) => reports.bury(job, "a copy job among the reports", "unreadable").await,
                 Err(unreadable) => reports.bury(job, &unreadable.to_string(), "unreadable").await,
             };
             if let Err(error) = settled {
@@ -129,6 +131,18 @@ async fn measure(reports: Arc<Reports>) {
 }
 
 impl Reports {
+    /// Puts `job` into the row of its sink.
+    async fn sort(&self, job: Job) -> Result<(), BusError> {
+        for published in self.bus.publish(vec![job.message.clone()]).await {
+            if let Err(error) = published {
+                let delay = self.policy.shortest();
+                tracing::warn!(upload_id = %job.message.subject, error = %Chain(&error), "a report was not sorted");
+                return job.later(delay).await;
+            }
+        }
+        job.ack().await
+    }
+
     /// Puts `job` off. Reports count no attempts: their age decides, and only after `RETRY_MAX_AGE` one is given up.
     async fn again(&self, job: Job, retry_after: Option<Duration>, why: &str) -> Result<(), BusError> {
         let age = Timestamp::now().duration_since(job.message.time);

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use intake::Intake;
 use tables::{BEFORE_SINK, DELAYED, READY, TAKEN, delete, failed, hold_back, message, place};
-pub(crate) use tables::{SCHEMA, enqueue};
+pub(crate) use tables::{SCHEMA, UPGRADE, enqueue};
 
 use super::{Backlog, Bus, BusError, Consumer, DeadLetter, Depth, Positions, PublishError, Settle};
 use crate::database::{Database, DatabaseError, Written};

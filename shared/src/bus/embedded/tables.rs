@@ -39,6 +39,12 @@ CREATE TABLE events (
 );
 ";
 
+/// Gives reports that a Ferry without rows of reports for each sink left behind to theirs, in their order.
+pub(crate) const UPGRADE: &str = "
+UPDATE bus SET queue = 'report.' || json_extract(body, '$.data.sink')
+WHERE queue = 'report' AND CASE WHEN json_valid(body) THEN json_type(body, '$.data.sink') = 'text' END;
+";
+
 // The states stand as numbers in the statements: SQLite uses a partial index only for a literal condition.
 pub(super) const READY: u8 = 0;
 pub(super) const DELAYED: u8 = 1;
