@@ -25,3 +25,4 @@ pub mod site;
 #[cfg(target_os = "linux")]
 pub mod strace;
 pub mod wait;
+pub mod work;

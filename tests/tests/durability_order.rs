@@ -6,13 +6,12 @@
 #![cfg(target_os = "linux")]
 
 use tests::pattern::{assert_same, pattern};
-use tests::site::{LIMIT, Part, Site, SiteBuilder};
+use tests::site::{LIMIT, Part, Site, SiteBuilder, TARGETS};
 use tests::strace::{Missing, Moment, Strace, Trace, real};
 use tests::wait::eventually;
 
 const PIECE: usize = 40_000;
 const PIECES: usize = 3;
-const TARGETS: [&str; 2] = ["dex", "edav"];
 
 /// What one upload, sent in pieces and delivered, made a site do.
 struct Traced {

@@ -11,12 +11,11 @@ use serde_json::Value;
 use tests::client::Upload;
 use tests::pattern::{assert_same, pattern};
 use tests::raw::SlowPatch;
-use tests::site::{LIMIT, Part, Site, SiteBuilder};
+use tests::site::{LIMIT, Part, Site, SiteBuilder, TARGETS};
 use tests::strace::{Strace, real};
 use tests::wait::eventually;
 
 const KIB: usize = 1024;
-const TARGETS: [&str; 2] = ["dex", "edav"];
 const SYNCS: &str = "fsync,fdatasync";
 
 fn site() -> SiteBuilder {

@@ -6,27 +6,14 @@ use std::fs;
 use jiff::Timestamp;
 use reqwest::Body;
 use serde_json::{Value, json};
-use shared::checksum::Crc64;
 use tests::client::{OFFSET_OCTETS, Upload, encode};
 use tests::pattern::{assert_same, pattern};
 use tests::raw::SlowPatch;
 use tests::reports::{action, destination};
-use tests::site::{LIMIT, Site};
+use tests::site::{LIMIT, Site, TARGETS};
 use tests::wait::eventually;
 
 const MIB: usize = 1024 * 1024;
-const TARGETS: [&str; 2] = ["dex", "edav"];
-
-async fn assert_delivered(site: &Site, upload: &Upload, content: &[u8]) {
-    for target in TARGETS {
-        assert_same(target, &site.delivered(target, &upload.id).await, content);
-    }
-    let info = upload.info().await;
-    assert_eq!(info["upload_status"]["status"], "Complete", "{info}");
-    assert_eq!(info["file_info"]["size_bytes"], content.len(), "{info}");
-    let checksum = format!("crc64nvme:{}", Crc64::of(content).to_base64());
-    assert_eq!(info["checksum"], checksum, "{info}");
-}
 
 #[tokio::test]
 async fn a_file_is_in_both_targets_and_every_step_is_reported() {
@@ -53,7 +40,7 @@ async fn a_file_is_in_both_targets_and_every_step_is_reported() {
     assert_eq!(info["file_info"]["size_bytes"], MIB, "{info}");
     assert!(site.files("dex").is_empty(), "nothing is delivered before it is whole");
     upload.append(offset, rest).await;
-    assert_delivered(&site, &upload, &content).await;
+    site.expect_delivered(&upload, &content).await;
 
     let info = upload.info().await;
     for (key, value) in manifest {
@@ -234,7 +221,7 @@ async fn files_of_every_size_arrive_whole() {
             upload.append(0, &content).await;
         }
         assert_eq!(upload.offset().await, u64::try_from(size).expect("a size"));
-        assert_delivered(&site, &upload, &content).await;
+        site.expect_delivered(&upload, &content).await;
     }
 }
 
@@ -244,7 +231,7 @@ async fn a_file_sent_in_many_pieces_of_odd_sizes_arrives_whole() {
     let content = pattern(2, MIB + 333);
     let upload = site.client().create(content.len(), &[]).await;
     upload.append_in_pieces(&content, 10_007).await;
-    assert_delivered(&site, &upload, &content).await;
+    site.expect_delivered(&upload, &content).await;
 }
 
 /// HEAD tells what the sender told: length, metadata byte for byte, and that nobody may keep the answer.
@@ -286,13 +273,13 @@ async fn a_length_told_late_completes_the_upload() {
     let head = upload.head().await.expect(200);
     assert_eq!(head.number("Upload-Length"), Some(100_000));
     assert_eq!(head.header("Upload-Defer-Length"), None);
-    assert_delivered(&site, &upload, &content).await;
+    site.expect_delivered(&upload, &content).await;
 
     // Told with nothing left to send: the upload is complete all the same.
     let upload = site.client().create_deferred(&[]).await;
     upload.append(0, &content).await;
     upload.patch_with(100_000, &headers, b"").await.expect(204);
-    assert_delivered(&site, &upload, &content).await;
+    site.expect_delivered(&upload, &content).await;
 }
 
 #[tokio::test]
@@ -319,7 +306,7 @@ async fn an_upload_may_bring_its_bytes_along() {
             assert_eq!(upload.offset().await, offset);
             upload.append(offset, &content[sent..]).await;
         }
-        assert_delivered(&site, &upload, &content).await;
+        site.expect_delivered(&upload, &content).await;
     }
 }
 
@@ -345,7 +332,7 @@ async fn the_ways_of_real_clients_work() {
     ];
     let answer = client.tus("POST", &upload.url, &headers, "ef").await.expect(204);
     assert_eq!(answer.number("Upload-Offset"), Some(6));
-    assert_delivered(&site, &upload, b"abcdef").await;
+    site.expect_delivered(&upload, b"abcdef").await;
 }
 
 /// A connection cut in the middle, with either framing, loses nothing that came (faults.md row 6).
@@ -379,7 +366,7 @@ async fn an_upload_cut_in_the_middle_resumes_where_it_was() {
             })
             .await;
             upload.append(stored, &content[cut..]).await;
-            assert_delivered(&site, &upload, &content).await;
+            site.expect_delivered(&upload, &content).await;
         }
     }
 }
@@ -394,7 +381,7 @@ async fn a_repeated_last_patch_is_answered_and_finishes_nothing_twice() {
     for _ in 0..3 {
         assert_eq!(upload.append(5_000, b"").await, 5_000);
     }
-    assert_delivered(&site, &upload, &content).await;
+    site.expect_delivered(&upload, &content).await;
     assert_eq!(upload.append(5_000, b"").await, 5_000, "also after its delivery");
     let reports = site.reports_of(&upload.id, 7).await;
     let completed = reports
@@ -423,7 +410,7 @@ async fn an_unfinished_upload_that_is_deleted_is_gone() {
     // A later one is served, and is the only one that is delivered.
     let other = client.create(content.len(), &[]).await;
     other.append(0, &content).await;
-    assert_delivered(&site, &other, &content).await;
+    site.expect_delivered(&other, &content).await;
     for target in TARGETS {
         assert_eq!(site.files(target).len(), 1);
     }

@@ -3,16 +3,15 @@
 
 use std::time::{Duration, Instant};
 
-use shared::message::{CopyUpload, Message, Source, Work};
 use shared::records::Records;
 use shared::upload::{DeliveryState, UploadId};
 use tests::oracle::{File, Habits, Run, Sizes, seed};
 use tests::pattern::{Random, assert_same, pattern};
-use tests::site::{LIMIT, Part, Site};
+use tests::site::{LIMIT, Part, Site, TARGETS};
 use tests::wait::eventually;
+use tests::work::copy_message;
 
 const COPIERS: [Part; 2] = [Part::Copier(0), Part::Copier(1)];
-const TARGETS: [&str; 2] = ["dex", "edav"];
 
 async fn in_state(records: &dyn Records, id: UploadId, state: DeliveryState) -> usize {
     let deliveries = records.deliveries(id).await.expect("read deliveries");
@@ -120,7 +119,7 @@ async fn a_message_that_comes_again_and_again_on_two_copiers_has_one_effect() {
     upload.append(0, &content).await;
     let id: UploadId = upload.id.parse().expect("an upload id");
     let (records, bus) = site.database();
-    let message = again(&*records, id).await;
+    let message = copy_message(&*records, id).await;
     eventually("a copier is at it", LIMIT, || async {
         (in_state(&*records, id, DeliveryState::Claimed).await > 0).then_some(())
     })
@@ -159,19 +158,4 @@ async fn a_message_that_comes_again_and_again_on_two_copiers_has_one_effect() {
         assert_eq!(site.files(target).len(), 1, "one object in {target}");
         assert!(site.staged(target).is_empty(), "nothing is left in {target}");
     }
-}
-
-/// The work message of a finished upload, as ingest made it.
-async fn again(records: &dyn Records, id: UploadId) -> Message {
-    let record = records.upload(id).await.expect("read the record");
-    let completed = record.completed.expect("a finished upload");
-    let work = Work::CopyUpload(CopyUpload {
-        seq: record.seq,
-        size: completed.crc64nvme.covered(),
-        crc64nvme: completed.crc64nvme,
-        manifest: None,
-        created_at: record.created_at,
-        completed_at: completed.at,
-    });
-    Source::new("ingest").work(&work, id)
 }

@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use tests::client::{OFFSET_OCTETS, Upload};
-use tests::pattern::{assert_same, pattern};
+use tests::client::OFFSET_OCTETS;
+use tests::pattern::pattern;
 use tests::proxy::{Faults, Proxy};
 use tests::raw::{RawAnswer, SlowPatch, exchange};
 use tests::site::{LIMIT, Site};
@@ -17,12 +17,6 @@ const GRACE: Duration = Duration::from_secs(6);
 /// When bodies are ended at the earliest: the grace time without the third that is kept for it, and without what is
 /// kept for closing.
 const ENDED_FROM: Duration = Duration::from_millis(3_500);
-
-async fn assert_delivered(site: &Site, upload: &Upload, content: &[u8]) {
-    for target in ["dex", "edav"] {
-        assert_same(target, &site.delivered(target, &upload.id).await, content);
-    }
-}
 
 /// What the log says of the end: bodies that ended by themselves, that were ended, that were left.
 fn drained(site: &Site) -> (u64, u64, u64) {
@@ -115,7 +109,7 @@ async fn fifty_slow_uploads_are_ended_in_time_and_lose_nothing() {
             .await;
     }
     for (upload, content, ..) in &ended {
-        assert_delivered(&site, upload, content).await;
+        site.expect_delivered(upload, content).await;
     }
 }
 
@@ -183,9 +177,9 @@ async fn an_upload_that_can_end_in_the_grace_time_does() {
         begin.elapsed()
     );
     site.restart().await;
-    assert_delivered(&site, &upload, &content).await;
+    site.expect_delivered(&upload, &content).await;
     other.append(4, b"567890").await;
-    assert_delivered(&site, &other, b"1234567890").await;
+    site.expect_delivered(&other, b"1234567890").await;
 }
 
 /// Row 4. Senders that nothing reaches: the network takes what is sent to them and gives nothing, or it does not even
@@ -256,7 +250,7 @@ async fn senders_behind_a_dead_network_hold_up_no_end_and_lose_nothing() {
         assert!(offset >= SENT as u64, "{offset} are left of what had come");
         let rest = usize::try_from(offset).expect("a size");
         upload.append(offset, &content[rest..]).await;
-        assert_delivered(&site, upload, content).await;
+        site.expect_delivered(upload, content).await;
     }
 }
 
@@ -275,5 +269,5 @@ async fn an_idle_site_stops_at_once_and_starts_again() {
         site.restart().await;
         assert_eq!(upload.offset().await, offset);
     }
-    assert_delivered(&site, &upload, &content).await;
+    site.expect_delivered(&upload, &content).await;
 }

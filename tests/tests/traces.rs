@@ -8,14 +8,13 @@ use serde_json::Value;
 use tests::client::{Client, OFFSET_OCTETS, Upload, encode};
 use tests::otlp::{Collector, Manner, Span};
 use tests::pattern::{assert_same, pattern};
-use tests::site::{LIMIT, Program, Site, SiteBuilder};
+use tests::site::{LIMIT, Program, Site, SiteBuilder, TARGETS};
 use tests::wait::eventually;
 
 /// A sender's trace, and two spans of its own.
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CREATING: &str = "00f067aa0ba902b7";
 const SENDING: &str = "53995c3f42cd8ad8";
-const TARGETS: [&str; 2] = ["dex", "edav"];
 
 fn parent(span: &str) -> String {
     format!("00-{TRACE}-{span}-01")

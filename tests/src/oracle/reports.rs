@@ -6,9 +6,9 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::Promise;
-use super::verdict::{LIMIT, TARGETS};
+use super::verdict::LIMIT;
 use crate::reports::{action, destination, parse};
-use crate::site::Site;
+use crate::site::{Site, TARGETS};
 use crate::wait::eventually;
 
 /// Reports that may be on their way at a kill: `CONCURRENCY`.

@@ -12,13 +12,11 @@ use shared::upload::UploadState;
 
 use super::{File, Oracle, Promise, reports};
 use crate::pattern::assert_same;
-use crate::site::{Part, Site};
+use crate::site::{Part, Site, TARGETS};
 use crate::wait::{eventually, within};
 
 /// When a fault ends, work goes on within this time (faults.md, rule 7), and is done soon after.
 pub(super) const LIMIT: Duration = Duration::from_secs(60);
-/// Where every upload goes.
-pub(super) const TARGETS: [&str; 2] = ["dex", "edav"];
 /// Copies that one process has begun at most: `CONCURRENCY` files for each target.
 const AT_WORK: usize = 16 * TARGETS.len();
 /// Uploads that may still be open: those whose creation was not answered.

@@ -6,11 +6,14 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use shared::bus::Bus;
+use shared::checksum::Crc64;
 use shared::records::Records;
 
-use super::{LIMIT, Part, Site};
+use super::{LIMIT, Part, Site, TARGETS};
+use crate::client::Upload;
 use crate::contract::sqlite;
 use crate::metrics::Metrics;
+use crate::pattern::assert_same;
 use crate::reports;
 use crate::wait::eventually;
 
@@ -64,6 +67,26 @@ impl Site {
             (delivery["status"] == "SUCCESS").then(|| location.to_owned())
         })
         .await
+    }
+
+    /// Waits until `content` is in every target, once, and `/info` says that the upload is complete, with its checksum.
+    ///
+    /// # Panics
+    /// It is not within the limit, or something else is there.
+    pub async fn expect_delivered(&self, upload: &Upload, content: &[u8]) {
+        for target in TARGETS {
+            assert_same(target, &self.delivered(target, &upload.id).await, content);
+            let files = self.files(target);
+            let of_upload = files
+                .iter()
+                .filter(|path| path.display().to_string().contains(&upload.id));
+            assert_eq!(of_upload.count(), 1, "{files:?}");
+        }
+        let info = upload.info().await;
+        assert_eq!(info["upload_status"]["status"], "Complete", "{info}");
+        assert_eq!(info["file_info"]["size_bytes"], content.len(), "{info}");
+        let checksum = format!("crc64nvme:{}", Crc64::of(content).to_base64());
+        assert_eq!(info["checksum"], checksum, "{info}");
     }
 
     /// All reports so far, in order.

@@ -22,6 +22,8 @@ pub use process::{Finished, Process, Program};
 use crate::client::Client;
 use crate::mounts::Mounts;
 
+/// Where every upload goes.
+pub const TARGETS: [&str; 2] = ["dex", "edav"];
 /// The longest that a start, a stop or a delivery is waited for: many times what it takes.
 pub const LIMIT: Duration = Duration::from_secs(40);
 

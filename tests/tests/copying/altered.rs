@@ -6,10 +6,10 @@ use std::path::Path;
 
 use shared::upload::DeliveryState;
 use tests::pattern::{assert_same, pattern};
-use tests::site::{LIMIT, Part, Site};
+use tests::site::{LIMIT, Part, Site, TARGETS};
 use tests::wait::eventually;
 
-use crate::{COPIER, FAILPOINTS, MIB, TARGETS, deliveries, final_reports, outcomes, send, staged};
+use crate::{COPIER, FAILPOINTS, MIB, deliveries, final_reports, outcomes, send, staged};
 
 fn open(path: &Path) -> File {
     let file = OpenOptions::new().read(true).write(true).open(path);

@@ -10,9 +10,9 @@ use shared::failpoint::Step;
 use shared::message::Queue;
 use shared::upload::DeliveryState;
 use tests::pattern::{assert_same, pattern};
-use tests::site::{LIMIT, Part, Site};
+use tests::site::{LIMIT, Part, Site, TARGETS};
 
-use crate::{COPIER, FAILPOINTS, MIB, TARGETS, deliveries, final_reports, len_of, send, staged};
+use crate::{COPIER, FAILPOINTS, MIB, deliveries, final_reports, len_of, send, staged};
 
 const OTHER: Part = Part::Copier(1);
 const SIGKILL: i32 = 9;

@@ -9,10 +9,10 @@
 use std::time::Instant;
 
 use tests::pattern::pattern;
-use tests::site::{LIMIT, Part, Site};
+use tests::site::{LIMIT, Part, Site, TARGETS};
 use tests::wait::eventually;
 
-use crate::{COPIER, MIB, TARGETS, len_of, peak_mib};
+use crate::{COPIER, MIB, len_of, peak_mib};
 
 /// Size of the small file and, in CI, of the large one: less than a minute of reading, writing and comparing.
 const SMALL_MIB: usize = 128;

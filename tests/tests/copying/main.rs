@@ -16,11 +16,10 @@ use shared::records::Records;
 use shared::upload::{DeliveryRecord, UploadId};
 use tests::client::Upload;
 use tests::reports::{action, destination};
-use tests::site::{LIMIT, Part, Site};
+use tests::site::{LIMIT, Part, Site, TARGETS};
 use tests::wait::eventually;
 
 const MIB: usize = 1024 * 1024;
-const TARGETS: [&str; 2] = ["dex", "edav"];
 const COPIER: Part = Part::Copier(0);
 const FAILPOINTS: &str = "FERRY_FAILPOINTS";
 

@@ -14,10 +14,10 @@ use std::time::Instant;
 use futures_util::stream::{self, StreamExt as _};
 use rusqlite::{Connection, params};
 use tests::pattern::pattern;
-use tests::site::{LIMIT, Part, Site};
+use tests::site::{LIMIT, Part, Site, TARGETS};
 use tests::wait::eventually;
 
-use crate::{TARGETS, peak_mib};
+use crate::peak_mib;
 
 /// Records that are put beside those of the files that are sent.
 const FILLED: usize = 20_000;

@@ -7,16 +7,17 @@ use std::path::{Path, PathBuf};
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::Connection;
 use shared::bus::Bus;
-use shared::message::{CopyUpload, Message, Queue, Source, Work};
+use shared::message::{Message, Queue};
 use shared::records::{Records, Verdict};
 use shared::upload::{DeliveryRecord, DeliveryState, UploadRecord};
 use tests::client::Upload;
 use tests::pattern::{assert_same, pattern};
 use tests::reports::destination;
-use tests::site::{LIMIT, Part, Site};
+use tests::site::{LIMIT, Part, Site, TARGETS};
 use tests::wait::eventually;
+use tests::work::copy_message;
 
-use crate::{COPIER, FAILPOINTS, MIB, TARGETS, deliveries, final_reports, id_of, outcomes, send, staged};
+use crate::{COPIER, FAILPOINTS, MIB, deliveries, final_reports, id_of, outcomes, send, staged};
 
 /// Row 54: the raw object is gone before the copy. Given up at once, and told everywhere.
 #[tokio::test]
@@ -137,7 +138,7 @@ async fn a_message_that_comes_again_after_days_delivers_nothing_a_second_time() 
     }
     let reports = final_reports(&site, &upload, "SUCCESS").await;
     let (records, bus) = site.database();
-    let message = again(records.as_ref(), &upload).await;
+    let message = copy_message(records.as_ref(), id_of(&upload)).await;
     make_older(records.as_ref(), &upload, LATER).await;
     publish(bus.as_ref(), vec![message.clone(); 3]).await;
     let metrics = site.metrics(Part::Up).await;
@@ -164,21 +165,6 @@ async fn a_message_that_comes_again_after_days_delivers_nothing_a_second_time() 
         assert!(found.is_empty(), "{found:?}");
     }
     assert_eq!(final_reports(&site, &upload, "SUCCESS").await, reports);
-}
-
-/// The work message of a finished upload, as ingest made it.
-async fn again(records: &dyn Records, upload: &Upload) -> Message {
-    let record = records.upload(id_of(upload)).await.expect("read the record");
-    let completed = record.completed.expect("a finished upload");
-    let work = Work::CopyUpload(CopyUpload {
-        seq: record.seq,
-        size: completed.crc64nvme.covered(),
-        crc64nvme: completed.crc64nvme,
-        manifest: None,
-        created_at: record.created_at,
-        completed_at: completed.at,
-    });
-    Source::new("ingest").work(&work, record.id)
 }
 
 /// Puts `messages` on the bus, and waits until each was looked at.

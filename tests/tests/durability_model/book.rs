@@ -4,9 +4,7 @@ use shared::config::Durability;
 use tests::client::Answer;
 use tests::forgetful::Machine;
 use tests::pattern::assert_same;
-
-/// The targets.
-pub(super) const TARGETS: [&str; 2] = ["dex", "edav"];
+use tests::site::TARGETS;
 
 /// One upload and what its sender knows.
 #[derive(Clone, Debug)]

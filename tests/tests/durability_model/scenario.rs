@@ -9,10 +9,11 @@ use tests::client::{Answer, Client};
 use tests::forgetful::{Crash, Machine, Start};
 use tests::pattern::{Random, pattern};
 use tests::raw::SlowPatch;
+use tests::site::TARGETS;
 use tests::wait::{eventually, within};
 use tokio::task::JoinSet;
 
-use super::book::{Before, Entry, TARGETS, assert_whole_where_visible};
+use super::book::{Before, Entry, assert_whole_where_visible};
 use super::engine::Engine;
 
 /// The longest that anything is waited for.

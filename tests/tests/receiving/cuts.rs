@@ -10,7 +10,7 @@ use tests::raw::{SlowPatch, exchange};
 use tests::site::{LIMIT, Part};
 use tests::wait::eventually;
 
-use super::{Far, MIB, Request, assert_delivered, assert_unfinished, index, length, until_committing, until_stored};
+use super::{Far, MIB, Request, assert_unfinished, index, length, until_committing, until_stored};
 
 const CHUNKED: &str = "Transfer-Encoding: chunked";
 const CHUNK: usize = 10_000;
@@ -134,7 +134,7 @@ async fn a_body_that_ends_early_is_kept_and_is_never_a_complete_upload() {
     // A later one goes all the way through the system; those before it are where they were.
     let witness = client.create(CHUNK, &[]).await;
     witness.append(0, &content[..CHUNK]).await;
-    assert_delivered(&far.site, &witness, &content[..CHUNK]).await;
+    far.site.expect_delivered(&witness, &content[..CHUNK]).await;
     for (upload, kept) in &cut {
         assert_unfinished(&far.site, upload).await;
         let offset = upload.offset().await;
@@ -142,7 +142,7 @@ async fn a_body_that_ends_early_is_kept_and_is_never_a_complete_upload() {
         upload.append(offset, &content[index(offset)..]).await;
     }
     for (upload, _) in &cut {
-        assert_delivered(&far.site, upload, &content).await;
+        far.site.expect_delivered(upload, &content).await;
     }
     assert_eq!(far.count("ferry_uploads_finished_total").await, 1 + length(cut.len()));
 }
@@ -197,7 +197,7 @@ async fn a_cut_creation_and_a_cut_deferred_upload_are_not_complete() {
             .patch_with(400_000, &headers, &content[400_000..])
             .await
             .expect(204);
-        assert_delivered(&far.site, &upload, &content).await;
+        far.site.expect_delivered(&upload, &content).await;
     }
     // The one that nobody knows of is where it was, and nowhere else.
     assert_eq!(far.site.staged("raw"), staged);
@@ -247,7 +247,7 @@ async fn an_upload_whose_bytes_all_came_is_delivered_whatever_became_of_its_send
     let counts = far.proxy.counts();
     assert_eq!((counts.cut, counts.reset, counts.to_client), (4, 4, 0), "{counts:?}");
     for upload in &uploads {
-        assert_delivered(&far.site, upload, &content).await;
+        far.site.expect_delivered(upload, &content).await;
     }
     until_committing(&far, 0).await;
 }

@@ -10,7 +10,7 @@ use tests::raw::SlowPatch;
 use tests::site::LIMIT;
 use tests::wait::eventually;
 
-use super::{Far, MIB, assert_delivered, index, length};
+use super::{Far, MIB, index, length};
 
 const UPLOADS: u64 = 4;
 const SIZE: usize = 16 * MIB;
@@ -106,7 +106,7 @@ async fn a_kill_in_the_middle_of_a_patch_loses_nothing_acknowledged() {
         for ((id, content), acknowledged) in ids.iter().zip(&contents).zip(&acknowledged) {
             let upload = client.upload_of(id);
             upload.append(*acknowledged, &content[index(*acknowledged)..]).await;
-            assert_delivered(&far.site, &upload, content).await;
+            far.site.expect_delivered(&upload, content).await;
         }
     }
 }

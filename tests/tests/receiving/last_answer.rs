@@ -8,10 +8,10 @@ use tests::pattern::pattern;
 use tests::proxy::{Break, Faults};
 use tests::raw::{SlowPatch, exchange};
 use tests::reports::action;
-use tests::site::LIMIT;
+use tests::site::{LIMIT, TARGETS};
 use tests::wait::eventually;
 
-use super::{Far, Request, TARGETS, assert_delivered, length, until_committing};
+use super::{Far, Request, length, until_committing};
 
 /// Row 3.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -43,7 +43,7 @@ async fn a_sender_that_missed_the_last_answer_is_told_and_nothing_is_done_twice(
         for answer in join_all((0..5).map(|_| far_away.patch(300_000, b""))).await {
             assert_eq!(answer.expect(204).number("Upload-Offset"), Some(300_000));
         }
-        assert_delivered(&far.site, &upload, &content).await;
+        far.site.expect_delivered(&upload, &content).await;
         assert_eq!(upload.append(300_000, b"").await, 300_000, "also after its delivery");
         assert_done_once(&far, &upload.id).await;
     }
@@ -115,7 +115,7 @@ async fn the_repeat_is_answered_only_when_the_end_is_recorded() {
         assert!(record.state.is_committed() && record.completed.is_some(), "{record:?}");
         drop(records);
         far.site.restart().await;
-        assert_delivered(&far.site, &upload, &content).await;
+        far.site.expect_delivered(&upload, &content).await;
         let completed = far.site.reports();
         let completed = completed.iter().filter(|report| action(report) == "upload-completed");
         assert_eq!(completed.count(), 1);

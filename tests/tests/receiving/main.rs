@@ -9,15 +9,12 @@ mod silence;
 mod sizes;
 mod takeover;
 
-use shared::checksum::Crc64;
 use tests::client::{Client, OFFSET_OCTETS, Upload};
-use tests::pattern::assert_same;
 use tests::proxy::Proxy;
 use tests::site::{LIMIT, Part, Site};
 use tests::wait::eventually;
 
 const MIB: usize = 1024 * 1024;
-const TARGETS: [&str; 2] = ["dex", "edav"];
 
 /// A site, and the network before it.
 struct Far {
@@ -66,23 +63,6 @@ async fn until_committing(far: &Far, expected: u64) {
         told.then_some(())
     })
     .await;
-}
-
-/// Complete with the right checksum, the bytes in every target, once.
-async fn assert_delivered(site: &Site, upload: &Upload, content: &[u8]) {
-    for target in TARGETS {
-        assert_same(target, &site.delivered(target, &upload.id).await, content);
-        let files = site.files(target);
-        let of_upload = files
-            .iter()
-            .filter(|path| path.display().to_string().contains(&upload.id));
-        assert_eq!(of_upload.count(), 1, "{files:?}");
-    }
-    let info = upload.info().await;
-    assert_eq!(info["upload_status"]["status"], "Complete", "{info}");
-    assert_eq!(info["file_info"]["size_bytes"], content.len(), "{info}");
-    let checksum = format!("crc64nvme:{}", Crc64::of(content).to_base64());
-    assert_eq!(info["checksum"], checksum, "{info}");
 }
 
 /// Nothing, nowhere, says that the upload is complete.

@@ -9,7 +9,7 @@ use tests::pattern::{Random, pattern};
 use tests::proxy::{Break, Ending, Faults, Way};
 use tests::site::{Program, Site};
 
-use super::{Far, MIB, assert_delivered, length};
+use super::{Far, MIB, length};
 
 /// So many connections, the first ones, all meet their end; together they do not get the whole file through.
 const ALL_BROKEN: u64 = 6;
@@ -67,7 +67,9 @@ async fn ferry_send_gets_a_file_through_a_network_that_breaks_all_the_time() {
 
     let url = ended.stdout.split_whitespace().next().expect("the upload's URL");
     let (_, id) = url.rsplit_once('/').expect("an id behind the last slash");
-    assert_delivered(&far.site, &far.site.client().upload_of(id), &content).await;
+    far.site
+        .expect_delivered(&far.site.client().upload_of(id), &content)
+        .await;
     assert_delivered_alone(&far.site);
     far.proxy.break_running(Break::Cut);
 }

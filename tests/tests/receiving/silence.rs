@@ -8,7 +8,7 @@ use tests::raw::SlowPatch;
 use tests::site::{LIMIT, Part};
 use tests::wait::{eventually, within};
 
-use super::{Far, assert_delivered, assert_unfinished, index, length, until_stored};
+use super::{Far, assert_unfinished, index, length, until_stored};
 
 const STALLED: &str = "ferry_uploads_stalled_total";
 const TAKEOVERS: &str = "ferry_uploads_takeover_total";
@@ -59,7 +59,7 @@ async fn a_sender_that_vanishes_is_given_up_and_its_upload_is_free() {
         assert_eq!(upload.offset().await, 300_000);
         assert_unfinished(&far.site, upload).await;
         upload.append(300_000, &content[300_000..]).await;
-        assert_delivered(&far.site, upload, &content).await;
+        far.site.expect_delivered(upload, &content).await;
     }
     assert_eq!(far.count(TAKEOVERS).await, 0, "nobody held them");
 }
@@ -80,7 +80,7 @@ async fn a_sender_that_stops_is_told_how_much_is_kept() {
     assert!(close.eq_ignore_ascii_case("close"), "{answer:?}");
     assert_eq!(far.count(STALLED).await, 1);
     upload.append(123_456, &content[123_456..]).await;
-    assert_delivered(&far.site, &upload, &content).await;
+    far.site.expect_delivered(&upload, &content).await;
 }
 
 /// A partition that ends within the idle time costs nothing: the same request goes on.
@@ -108,7 +108,7 @@ async fn a_partition_that_heals_in_time_is_not_noticed() {
         .await
         .expect("the sender");
     assert_eq!(answer.status, 204, "{answer:?}");
-    assert_delivered(&far.site, &upload, &content).await;
+    far.site.expect_delivered(&upload, &content).await;
     assert_eq!((far.count(STALLED).await, far.proxy.counts().accepted), (0, 1));
 }
 
@@ -150,11 +150,11 @@ async fn a_dripping_sender_is_ended_and_a_slow_one_is_not() {
     assert_eq!(upload.offset().await, length(kept));
     assert_unfinished(&far.site, &upload).await;
     upload.append(length(kept), &content[kept..]).await;
-    assert_delivered(&far.site, &upload, &content).await;
+    far.site.expect_delivered(&upload, &content).await;
 
     let (upload, content, answer, took) = slow;
     assert_eq!(answer.status, 204, "{answer:?} after {took:?}");
     assert!(took > WINDOW * 2, "it was not slow: {took:?}");
-    assert_delivered(&far.site, &upload, &content).await;
+    far.site.expect_delivered(&upload, &content).await;
     assert_eq!(far.site.metrics(Part::Up).await.count(STALLED, &[]), 1);
 }

@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 use tests::client::{Client, OFFSET_OCTETS, Upload};
 use tests::pattern::pattern;
 
-use super::{Far, MIB, assert_delivered, length};
+use super::{Far, MIB, length};
 
 /// Row 25: complete, right checksum, delivered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -32,7 +32,7 @@ async fn sizes_at_the_borders_of_buffers_and_parts_arrive_whole() {
     for (content, uploads) in join_all(sent).await {
         for upload in uploads {
             assert_eq!(upload.offset().await, length(content.len()));
-            assert_delivered(&far.site, &upload, &content).await;
+            far.site.expect_delivered(&upload, &content).await;
         }
     }
     assert_eq!(far.count("ferry_uploads_finished_total").await, 3 * length(sizes.len()));
@@ -61,7 +61,7 @@ async fn uploads_of_zero_bytes_are_complete_and_delivered() {
         );
         assert_eq!(upload.append(0, b"").await, 0, "a client that sends its nothing");
         upload.patch(0, b"x").await.expect(413);
-        assert_delivered(&far.site, &upload, b"").await;
+        far.site.expect_delivered(&upload, b"").await;
     }
     assert_eq!(far.count("ferry_uploads_finished_total").await, 4);
 }

@@ -7,7 +7,7 @@ use tests::pattern::pattern;
 use tests::proxy::Faults;
 use tests::raw::SlowPatch;
 
-use super::{Far, assert_delivered, index, length, until_stored};
+use super::{Far, index, length, until_stored};
 
 /// tus.md: "the new PATCH takes over in ≤ 50 ms on one machine".
 const TAKEOVER: Duration = Duration::from_millis(50);
@@ -55,5 +55,5 @@ async fn a_new_patch_takes_over_at_once_from_a_connection_that_hangs() {
     // What was persisted by the old ones counted, and nothing of the rest came in.
     let counts = far.proxy.counts();
     assert_eq!((counts.accepted, counts.to_client), (length(ROUNDS), 0), "{counts:?}");
-    assert_delivered(&far.site, &upload, &content).await;
+    far.site.expect_delivered(&upload, &content).await;
 }
