@@ -47,7 +47,9 @@ fn made_at(report: &Value) -> Timestamp {
 async fn a_slow_upload_is_told_about_once_a_second_and_last_at_its_end() {
     let api = PsApi::start().await;
     let site = site(&api).start().await;
+    let begin = Instant::now();
     let upload = slowly(&site, 36).await;
+    let took = usize::try_from(begin.elapsed().as_secs()).expect("a short time");
     let at_api = all_at_api(&api, &upload).await;
     let in_file = eventually("the end in the file", LIMIT, || async {
         let mut reports = site.reports();
@@ -67,7 +69,8 @@ async fn a_slow_upload_is_told_about_once_a_second_and_last_at_its_end() {
             .collect();
         assert!(offsets.is_sorted_by(|one, next| one < next), "{offsets:?}");
         assert_eq!((offsets.first(), offsets.last()), (Some(&0), Some(&360_000)));
-        assert!((5..=8).contains(&offsets.len()), "five seconds: {offsets:?}");
+        // The first, the last, and one for each second in between; fewer only if the machine was busy.
+        assert!((5..=took + 3).contains(&offsets.len()), "{took} seconds: {offsets:?}");
         for pair in statuses[..statuses.len() - 1].windows(2) {
             let apart = made_at(pair[1]).duration_since(made_at(pair[0]));
             assert!(apart.as_millis() >= 950, "{apart:?}");
