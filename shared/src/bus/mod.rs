@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use uuid::Uuid;
 
 pub use embedded::EmbeddedBus;
-pub(crate) use embedded::{SCHEMA, UPGRADE, enqueue};
+pub(crate) use embedded::{SCHEMA, enqueue};
 
 use crate::message::{Message, Queue};
 

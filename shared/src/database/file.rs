@@ -185,8 +185,6 @@ fn migrate(connection: &Connection, path: &Path) -> Result<(), OpenError> {
             connection.execute_batch(SCHEMA)?;
             connection.execute_batch(crate::bus::SCHEMA)?;
             connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-        } else if found <= SCHEMA_VERSION {
-            connection.execute_batch(crate::bus::UPGRADE)?;
         }
         connection.execute_batch("COMMIT")?;
         Ok(found)

@@ -5,8 +5,11 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
+use shared::message::Queue;
 use tests::pattern::{assert_same, pattern};
 use tests::site::{LIMIT, Program, Site, files_below};
+use tests::wait::eventually;
 
 use super::{MIB, RECOVERY, health_says};
 
@@ -14,27 +17,44 @@ use super::{MIB, RECOVERY, health_says};
 const HOLDER: &str = "import sqlite3, sys\nd = sqlite3.connect(sys.argv[1], isolation_level=None)\n\
                       d.execute('BEGIN IMMEDIATE')\nprint('held', flush=True)\nsys.stdin.read()\n";
 
+/// Somebody else's transaction, until this is dropped.
+struct Lock(std::process::Child);
+
+impl Lock {
+    fn hold(site: &Site) -> Self {
+        let mut holder = std::process::Command::new("python3")
+            .args(["-c", HOLDER])
+            .arg(site.data().join("ferry.db"))
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("python3 is needed to hold the lock");
+        let mut said = String::new();
+        let output = holder.stdout.take().expect("it is piped");
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut said).expect("read");
+        assert_eq!(said, "held\n");
+        Self(holder)
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().expect("the holder ends");
+    }
+}
+
 /// Row 17, busy: requests wait together with a deadline and get 503; nothing is lost, and it goes on by itself.
 #[tokio::test]
 async fn requests_wait_for_busy_records_with_a_deadline_and_recover() {
     let site = Site::start().await;
     let client = site.client();
     let open = client.create(MIB + 1, &[("filename", "open.bin")]).await;
-    let mut holder = std::process::Command::new("python3")
-        .args(["-c", HOLDER])
-        .arg(site.data().join("ferry.db"))
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .expect("python3 is needed to hold the lock");
-    let mut said = String::new();
-    let output = holder.stdout.take().expect("it is piped");
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut said).expect("read");
-    assert_eq!(said, "held\n");
+    let lock = Lock::hold(&site);
     let began = Instant::now();
     let headers = [("Upload-Length", "10")];
     let posts = (0..5).map(|_| client.tus("POST", client.collection(), &headers, ""));
-    let (posts, ()) = tokio::join!(futures_util::future::join_all(posts), async {
+    let (posts, ()) = tokio::join!(join_all(posts), async {
         open.append(0, &pattern(1, MIB)).await; // bytes need no record
         health_says(&site, "Records", "DOWN", 503).await;
     });
@@ -46,13 +66,49 @@ async fn requests_wait_for_busy_records_with_a_deadline_and_recover() {
         "one after the other: {:?}",
         began.elapsed()
     );
-    drop(holder.stdin.take());
-    holder.wait().expect("the holder ends");
+    drop(lock);
     health_says(&site, "Records", "UP", 200).await;
     open.append(u64::try_from(MIB).expect("small"), &pattern(1, MIB + 1)[MIB..])
         .await;
     let arrived = tests::wait::within("the delivery", RECOVERY, site.delivered("dex", &open.id)).await;
     assert_same("dex", &arrived, &pattern(1, MIB + 1));
+}
+
+/// Row 17 and rule 7: copies and reports whose end could not be recorded come again when the records are back, in the
+/// same process.
+#[tokio::test]
+async fn what_could_not_be_settled_for_busy_records_is_done_when_they_are_back() {
+    let site = Site::build()
+        .env("FERRY_FAILPOINTS", "copy.part-written=delay:300ms")
+        .start()
+        .await;
+    let content = pattern(3, MIB);
+    let client = site.client();
+    let uploads = join_all((0..8).map(|_| async {
+        let upload = client.create(MIB, &[("filename", "busy.bin")]).await;
+        upload.append(0, &content).await;
+        upload
+    }))
+    .await;
+    let lock = Lock::hold(&site);
+    eventually("something was not settled", LIMIT, || async {
+        site.log().contains("may come again").then_some(())
+    })
+    .await;
+    drop(lock);
+    let since = Instant::now();
+    for upload in &uploads {
+        site.expect_delivered(upload, &content).await;
+    }
+    let (_, bus) = site.database();
+    for queue in Queue::ALL {
+        eventually(&format!("nothing waits in {}", queue.as_str()), RECOVERY, || async {
+            let depth = bus.depth(queue).await.expect("count messages");
+            (depth.ready + depth.in_flight + depth.delayed == 0).then_some(())
+        })
+        .await;
+    }
+    assert!(since.elapsed() < RECOVERY, "{:?}", since.elapsed());
 }
 
 fn overwrite(path: &Path, at: u64, len: usize) {

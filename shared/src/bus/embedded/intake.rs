@@ -10,7 +10,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Settler;
-use super::tables::{delete, insert_dead_letter, message};
+use super::held::Held;
+use super::tables::{delete, free, insert_dead_letter, message};
 use crate::bus::{Job, Settle};
 use crate::database::{Database, DatabaseError, Written};
 use crate::upload::OwnerId;
@@ -26,6 +27,7 @@ pub(super) struct Intake {
     /// Of what goes out in order: only while no other consumer, here or in another process, holds any of it.
     pub(super) turn: Option<Arc<Semaphore>>,
     pub(super) wake: Arc<Notify>,
+    pub(super) held: Arc<Held>,
     pub(super) places: Arc<Semaphore>,
     pub(super) jobs: mpsc::Sender<Job>,
 }
@@ -43,6 +45,7 @@ impl Intake {
             database: self.database.clone(),
             place: self.place.clone(),
             wake: self.wake.clone(),
+            held: self.held.clone(),
             _turn: turn,
         });
         let mut changes = self.database.changes();
@@ -100,6 +103,7 @@ impl Intake {
 
     /// Nothing of ours writes such a row: it is kept for people to look at.
     async fn bury_unreadable(&self, row: Row) {
+        let _over = self.held.over_after(row.tag);
         tracing::error!(queue = self.place, tag = row.tag, "an unreadable message");
         let buried = self.database.write(move |connection| {
             let now = Timestamp::now().as_millisecond();
@@ -130,7 +134,7 @@ impl Intake {
         if !waiting.await? {
             return Ok(Vec::new());
         }
-        let (place, owner) = (self.place.clone(), self.database.owner().clone());
+        let (place, owner, held) = (self.place.clone(), self.database.owner().clone(), self.held.clone());
         self.database
             .write(move |connection| {
                 connection
@@ -153,12 +157,14 @@ impl Intake {
                 })?;
                 let mut rows = rows.collect::<rusqlite::Result<Vec<_>>>()?;
                 rows.sort_by_key(|row| row.tag); // RETURNING promises no order
+                held.begin(rows.iter().map(|row| row.tag));
                 Ok(Written::plainly(rows))
             })
             .await
     }
 
-    /// Frees the jobs of dead processes; cuts delays that a step of the clock has made longer than they were.
+    /// Frees the jobs of dead processes, and those of this one that could not be settled; cuts delays that a step of the clock has made longer than they
+    /// were.
     async fn tidy(&self) {
         let owners = self.database.read(|connection| {
             let mut statement = connection.prepare_cached("SELECT DISTINCT owner FROM bus WHERE state = 2")?;
@@ -174,6 +180,14 @@ impl Intake {
                 dead.push(owner);
             }
         }
+        let own = self.database.owner().clone();
+        let taken = self.database.read(move |connection| {
+            let mut statement = connection.prepare_cached("SELECT tag FROM bus WHERE state = 2 AND owner = ?1")?;
+            let tags = statement.query_map([own.as_str()], |row| row.get::<_, u64>(0))?;
+            Ok(tags.collect::<rusqlite::Result<Vec<_>>>()?)
+        });
+        let mut unsettled = taken.await.unwrap_or_default();
+        unsettled.retain(|tag| !self.held.has(*tag));
         let now = Timestamp::now().as_millisecond();
         let upset = self.database.read(move |connection| {
             let found = connection
@@ -181,10 +195,12 @@ impl Intake {
                 .query_row([now], |row| row.get::<_, bool>(0))?;
             Ok(found)
         });
-        if dead.is_empty() && !upset.await.unwrap_or(false) {
+        if dead.is_empty() && unsettled.is_empty() && !upset.await.unwrap_or(false) {
             return;
         }
+        let (own, held) = (self.database.owner().clone(), self.held.clone());
         let tidied = self.database.write(move |connection| {
+            free(connection, &unsettled, &own, &held)?;
             for owner in &dead {
                 connection
                     .prepare_cached(

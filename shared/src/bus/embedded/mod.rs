@@ -4,6 +4,7 @@
 //! dead process had is ready again as soon as its owner lock is free: that lock is the lease, so a job is never
 //! taken from a worker that is only slow.
 
+mod held;
 mod intake;
 mod tables;
 
@@ -17,9 +18,10 @@ use rusqlite::params;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use uuid::Uuid;
 
+use held::Held;
 use intake::Intake;
-use tables::{BEFORE_SINK, DELAYED, READY, TAKEN, delete, failed, hold_back, message, place};
-pub(crate) use tables::{SCHEMA, UPGRADE, enqueue};
+use tables::{BEFORE_SINK, DELAYED, READY, TAKEN, delete, failed, free, hold_back, message, place, sort_reports};
+pub(crate) use tables::{SCHEMA, enqueue};
 
 use super::{Backlog, Bus, BusError, Consumer, DeadLetter, Depth, Positions, PublishError, Settle};
 use crate::database::{Database, DatabaseError, Written};
@@ -31,6 +33,7 @@ pub struct EmbeddedBus {
     database: Arc<Database>,
     /// Who waits, by the name of what they wait for.
     waiting: Mutex<BTreeMap<String, Waiting>>,
+    held: Arc<Held>,
 }
 
 /// This process's consumers of one queue, or of one sink's reports.
@@ -57,6 +60,7 @@ impl EmbeddedBus {
         Arc::new(Self {
             database,
             waiting: Mutex::default(),
+            held: Arc::default(),
         })
     }
 
@@ -72,6 +76,11 @@ impl EmbeddedBus {
     /// Brings what is in `place` to a new consumer.
     async fn take_from(&self, place: String, in_order: bool, prefetch: usize) -> Result<Consumer, BusError> {
         self.check().await?;
+        if is_of(&place, Queue::Report) {
+            // Before anybody takes any of them.
+            let sorted = self.database.write(sort_reports).await;
+            sorted.map_err(|error| failed("sort reports", error))?;
+        }
         let (jobs, receiver) = mpsc::channel(prefetch.max(1));
         let (wake, turn) = {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -83,6 +92,7 @@ impl EmbeddedBus {
             place,
             turn,
             wake,
+            held: self.held.clone(),
             places: Arc::new(Semaphore::new(prefetch.max(1))),
             jobs,
         };
@@ -252,6 +262,7 @@ struct Settler {
     database: Arc<Database>,
     place: String,
     wake: Arc<Notify>,
+    held: Arc<Held>,
     // Each job has its settler: until the last one is settled or put back no other consumer begins.
     _turn: Option<OwnedSemaphorePermit>,
 }
@@ -259,6 +270,7 @@ struct Settler {
 #[async_trait]
 impl Settle for Settler {
     async fn ack(&self, tag: u64) -> Result<(), BusError> {
+        let _over = self.held.over_after(tag);
         self.database
             .write(move |connection| delete(connection, tag))
             .await
@@ -266,6 +278,7 @@ impl Settle for Settler {
     }
 
     async fn later(&self, tag: u64, message: &Message, delay: Duration) -> Result<(), BusError> {
+        let _over = self.held.over_after(tag);
         let mut message = message.clone();
         message.delay = Some(delay);
         let held = self
@@ -277,6 +290,7 @@ impl Settle for Settler {
     }
 
     async fn bury(&self, tag: u64, message: &Message, reason: &str) -> Result<(), BusError> {
+        let _over = self.held.over_after(tag);
         let mut message = message.clone();
         message.route = Route::Dead {
             queue: if is_of(&self.place, Queue::Report) {
@@ -294,19 +308,15 @@ impl Settle for Settler {
     }
 
     fn put_back(&self, tag: u64) {
-        let wake = self.wake.clone();
+        self.held.end(tag);
+        let (wake, held, owner) = (self.wake.clone(), self.held.clone(), self.database.owner().clone());
         let taken = self.database.write_later(move |connection| {
-            connection
-                .prepare_cached(
-                    "UPDATE bus SET state = 0, owner = NULL, redelivered = redelivered + 1 WHERE tag = ?1 AND state = 2",
-                )?
-                .execute([tag])?;
+            free(connection, &[tag], &owner, &held)?;
             wake.notify_one();
             Ok(Written::plainly(()))
         });
         if !taken {
-            // The owner lock keeps it until this process ends; then it is free.
-            tracing::warn!(queue = self.place, tag, "a job could not be put back");
+            tracing::debug!(queue = self.place, tag, "a job is put back later");
         }
     }
 }

@@ -6,9 +6,11 @@ use jiff::Timestamp;
 use rusqlite::{Connection, params};
 use uuid::Uuid;
 
+use super::held::Held;
 use crate::bus::BusError;
 use crate::database::{DatabaseError, Written};
 use crate::message::{Message, Queue, Route};
+use crate::upload::OwnerId;
 
 /// The bus's tables.
 pub(crate) const SCHEMA: &str = "
@@ -37,12 +39,6 @@ CREATE TABLE events (
     tag INTEGER PRIMARY KEY AUTOINCREMENT,
     body TEXT NOT NULL
 );
-";
-
-/// Gives reports that a Ferry without rows of reports for each sink left behind to theirs, in their order.
-pub(crate) const UPGRADE: &str = "
-UPDATE bus SET queue = 'report.' || json_extract(body, '$.data.sink')
-WHERE queue = 'report' AND CASE WHEN json_valid(body) THEN json_type(body, '$.data.sink') = 'text' END;
 ";
 
 // The states stand as numbers in the statements: SQLite uses a partial index only for a literal condition.
@@ -101,6 +97,16 @@ pub(super) fn place(queue: Queue, sink: Option<&str>) -> String {
 /// Between the two names.
 pub(super) const BEFORE_SINK: char = '.';
 
+/// Gives reports that a Ferry without rows of reports for each sink left behind to theirs, in their order.
+pub(super) fn sort_reports(connection: &Connection) -> Result<Written<()>, DatabaseError> {
+    connection.execute(
+        "UPDATE bus SET queue = 'report.' || json_extract(body, '$.data.sink')
+         WHERE queue = 'report' AND CASE WHEN json_valid(body) THEN json_type(body, '$.data.sink') = 'text' END",
+        [],
+    )?;
+    Ok(Written::plainly(()))
+}
+
 pub(super) fn insert_dead_letter(
     connection: &Connection,
     id: Uuid,
@@ -126,6 +132,18 @@ pub(super) fn hold_back(
         .prepare_cached("UPDATE bus SET state = 1, due = ?2, delay = ?3, owner = NULL, body = ?4 WHERE tag = ?1")?
         .execute(params![tag, now.saturating_add(delay), delay, to_body(message)])?;
     Ok(Written::plainly(()))
+}
+
+/// Frees the jobs `tags` of `owner`, this process, that nobody in it has any more, or has again.
+pub(super) fn free(connection: &Connection, tags: &[u64], owner: &OwnerId, held: &Held) -> Result<(), DatabaseError> {
+    let mut statement = connection.prepare_cached(
+        "UPDATE bus SET state = 0, owner = NULL, redelivered = redelivered + 1
+         WHERE tag = ?1 AND state = 2 AND owner = ?2",
+    )?;
+    for tag in tags.iter().filter(|tag| !held.has(**tag)) {
+        statement.execute(params![tag, owner.as_str()])?;
+    }
+    Ok(())
 }
 
 pub(super) fn delete(connection: &Connection, tag: u64) -> Result<Written<()>, DatabaseError> {
