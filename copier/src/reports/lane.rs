@@ -151,8 +151,8 @@ impl Lane<'_> {
                         "the sink does not take reports"
                     );
                 }
-                pace.failed(round, failed.fate, failed.retry_after, Instant::now());
-                let may_be_taken = failed.fate == Fate::Unknown && self.sink.takes_late();
+                pace.failed(id, round, failed.fate, failed.retry_after, Instant::now());
+                let may_be_taken = failed.fate.may_be_taken() && self.sink.takes_late();
                 if may_be_taken && letter.is_status() && !letter.is_final_status() && self.late.len() < LATE {
                     self.late.insert(id);
                 }

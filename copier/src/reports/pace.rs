@@ -1,8 +1,10 @@
 //! How fast a sink is given reports: it is probed while it is in trouble, and asked for little at first afterwards.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use shared::report::Fate;
+use shared::upload::UploadId;
 use tokio::time::Instant;
 
 use crate::retry::jitter;
@@ -12,8 +14,10 @@ const FIRST: Duration = Duration::from_secs(1);
 /// The longest that the sink itself did not ask for: what was away is used again within a minute of its return, a
 /// probe that gets no answer included. Spec: faults.md, rule 7.
 const LONGEST: Duration = Duration::from_secs(20);
-/// So many refusals in a row, each of another report, are the sink's own trouble.
-const REFUSALS: u32 = 3;
+/// Refusals in a row of reports of so many uploads may be theirs; of more they are the sink's own trouble.
+const REFUSALS: usize = 3;
+/// Uploads that are told apart by it.
+const REMEMBERED: usize = 32;
 
 /// The pace of one sink.
 #[derive(Debug)]
@@ -26,6 +30,8 @@ pub(super) struct Pace {
     width: usize,
     /// Since the last report that was taken.
     failures: u32,
+    /// Uploads of which reports were refused since then.
+    refused: HashSet<UploadId>,
     resume_at: Instant,
     /// Raised by each failure that counts: those of reports that were on their way before it do not.
     round: u64,
@@ -43,6 +49,7 @@ impl Pace {
             most,
             width: at_once.max(1),
             failures: 0,
+            refused: HashSet::new(),
             resume_at: Instant::now(),
             round: 0,
         }
@@ -71,21 +78,25 @@ impl Pace {
     /// The sink answered for good: twice as many may be on their way as before.
     pub(super) fn answered(&mut self) {
         self.failures = 0;
+        self.refused.clear();
         self.width = self.width.saturating_mul(2).min(self.at_once);
     }
 
-    /// A report that went out in `round` was not taken.
-    pub(super) fn failed(&mut self, round: u64, fate: Fate, retry_after: Option<Duration>, now: Instant) {
+    /// A report of the upload `id` that went out in `round` was not taken.
+    pub(super) fn failed(&mut self, id: UploadId, round: u64, fate: Fate, retry_after: Option<Duration>, now: Instant) {
         if let Some(asked) = retry_after {
             self.resume_at = self.resume_at.max(now + asked.min(self.most));
         }
-        let alone = fate == Fate::Refused;
+        let alone = fate.is_of_this_one();
         if !alone && round != self.round {
             return;
         }
         self.failures = self.failures.saturating_add(1);
         let counted = if alone {
-            self.failures.saturating_sub(REFUSALS)
+            if self.refused.len() < REMEMBERED {
+                self.refused.insert(id);
+            }
+            u32::try_from(self.refused.len().saturating_sub(REFUSALS)).unwrap_or(u32::MAX)
         } else {
             self.failures
         };
@@ -118,7 +129,7 @@ mod tests {
             // Eight were on their way: it is one failure.
             let round = pace.round();
             for _ in 0..8 {
-                pace.failed(round, Fate::Away, None, now);
+                pace.failed(UploadId::random(), round, Fate::Away, None, now);
             }
             let pause = pace.resume_at() - now;
             let expected = expected * SECOND;
@@ -140,7 +151,7 @@ mod tests {
     fn what_a_sink_asks_for_is_kept_but_not_for_ever() {
         for (asked, expected) in [(60, 60), (86_400, 3600)] {
             let (mut pace, now) = (pace(), Instant::now());
-            pace.failed(0, Fate::Away, Some(asked * SECOND), now);
+            pace.failed(UploadId::random(), 0, Fate::Away, Some(asked * SECOND), now);
             assert_eq!(pace.resume_at() - now, expected * SECOND);
         }
     }
@@ -148,11 +159,15 @@ mod tests {
     #[test]
     fn a_refused_report_holds_up_no_other_unless_all_are_refused() {
         let (mut pace, now) = (pace(), Instant::now());
-        for _ in 0..3 {
-            pace.failed(pace.round(), Fate::Refused, None, now);
-            assert!(pace.admits(7, now));
-        }
-        pace.failed(pace.round(), Fate::Refused, None, now);
+        let mut refused = |id| {
+            let round = pace.round();
+            pace.failed(id, round, Fate::Refused, None, now);
+        };
+        let one = UploadId::random();
+        (0..100).for_each(|_| refused(one));
+        (1..REFUSALS).for_each(|_| refused(UploadId::random()));
+        assert!(pace.admits(7, now));
+        pace.failed(UploadId::random(), pace.round(), Fate::Failed, None, now);
         assert!(!pace.admits(0, now));
     }
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use shared::bus::Bus;
 use shared::records::Records;
-use shared::report::{Fate, Report, Sink, Times, violations};
+use shared::report::{Report, Sink, Times, violations};
 use shared::telemetry::{Chain, Metrics};
 use shared::upload::{UploadId, UploadRecord, UploadState};
 use tokio::sync::Notify;
@@ -343,7 +343,7 @@ impl Lane {
             Ok(Err(error)) => {
                 tracing::debug!(upload_id = %id, sink, error = %Chain(&error), "a status was not taken");
                 Outcome::Failed {
-                    unsure: error.fate == Fate::Unknown,
+                    unsure: error.fate.may_be_taken(),
                 }
             }
             Err(_) => Outcome::Failed { unsure: true },

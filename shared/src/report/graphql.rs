@@ -181,9 +181,9 @@ fn request(report: &Report) -> Value {
 /// What a reply says about the report.
 fn outcome(reply: &Value) -> Result<(), Refusal> {
     let upsert = &reply["data"]["upsertReport"];
-    match upsert["result"].as_str() {
-        Some("SUCCESS") => Ok(()),
-        Some("FAILURE") => {
+    let errors = reply["errors"].as_array().filter(|errors| !errors.is_empty());
+    match (upsert["result"].as_str(), errors) {
+        (Some("FAILURE"), _) => {
             let reason = upsert["reason"].as_str().unwrap_or_default();
             let issues = texts(&upsert["issues"]);
             let for_good =
@@ -191,16 +191,16 @@ fn outcome(reply: &Value) -> Result<(), Refusal> {
             let text = std::iter::once(reason.to_owned()).chain(issues);
             Err(refused(for_good, text))
         }
-        _ => match reply["errors"].as_array().filter(|errors| !errors.is_empty()) {
-            Some(errors) => {
-                let text = errors.iter().map(|error| {
-                    let message = error["message"].as_str();
-                    message.unwrap_or("an error without a message").to_owned()
-                });
-                Err(refused(errors.iter().any(is_validation), text))
-            }
-            None => Err(unknown("the answer does not say what became of the report")),
-        },
+        // Beside a success, too: it is not known what they are about. Spec: faults.md 72.
+        (_, Some(errors)) => {
+            let text = errors.iter().map(|error| {
+                let message = error["message"].as_str();
+                message.unwrap_or("an error without a message").to_owned()
+            });
+            Err(refused(errors.iter().any(is_validation), text))
+        }
+        (Some("SUCCESS"), None) => Ok(()),
+        _ => Err(unknown("the answer does not say what became of the report")),
     }
 }
 
@@ -254,7 +254,8 @@ fn by_status(status: StatusCode, body: &[u8]) -> Refusal {
         }
         401 | 403 | 407 => Refusal::new(FailureClass::Denied, Fate::Away, answered),
         408 | 425 | 429 | 503 => Refusal::new(FailureClass::Transient, Fate::Away, answered),
-        500.. => Refusal::new(FailureClass::Transient, Fate::Unknown, answered),
+        500 => Refusal::new(FailureClass::Transient, Fate::Failed, answered),
+        501.. => Refusal::new(FailureClass::Transient, Fate::Unknown, answered),
         _ => Refusal::new(FailureClass::Configuration, Fate::Away, answered),
     }
 }
@@ -356,6 +357,10 @@ mod tests {
                 Some((Transient, Fate::Refused, "no way")),
             ),
             (
+                json!({"data": {"upsertReport": {"result": "SUCCESS"}}, "errors": [{"message": "no way"}]}),
+                Some((Transient, Fate::Refused, "no way")),
+            ),
+            (
                 json!({"data": {"upsertReport": {"result": "success"}}}),
                 Some((
                     Transient,
@@ -390,7 +395,8 @@ mod tests {
             (404, Configuration, Fate::Away),
             (413, Permanent, Fate::Refused),
             (429, Transient, Fate::Away),
-            (500, Transient, Fate::Unknown),
+            (500, Transient, Fate::Failed),
+            (502, Transient, Fate::Unknown),
             (503, Transient, Fate::Away),
             (504, Transient, Fate::Unknown),
         ] {

@@ -58,10 +58,26 @@ pub fn sinks(configs: &[SinkConfig], limit: Duration) -> Result<Vec<Arc<dyn Sink
 pub enum Fate {
     /// The sink answered, and that is about this report: another one may get through.
     Refused,
+    /// The sink answered that something failed: it may have been this report alone, and that may have been taken.
+    Failed,
     /// It was not taken, and no other would be now.
     Away,
     /// No answer, or none that says: it may have been taken, or may still be.
     Unknown,
+}
+
+impl Fate {
+    /// Whether another report may get through.
+    #[must_use]
+    pub fn is_of_this_one(self) -> bool {
+        matches!(self, Self::Refused | Self::Failed)
+    }
+
+    /// Whether the sink may have the report, or may get it still.
+    #[must_use]
+    pub fn may_be_taken(self) -> bool {
+        matches!(self, Self::Unknown | Self::Failed)
+    }
 }
 
 /// A sink did not take a report.

@@ -260,3 +260,39 @@ async fn a_first_status_that_is_not_taken_at_once_is_not_overtaken() {
 fn is_first_status(report: &Value) -> bool {
     action(report) == "upload-status" && report["content"]["offset"] == 0
 }
+
+fn is_poison(report: &Value) -> bool {
+    report["data_stream_id"] == "poison"
+}
+
+/// Rule 5: an upload whose reports make the API fail, each time, holds up the reports of no other.
+#[tokio::test]
+async fn an_upload_whose_reports_always_fail_holds_up_no_other() {
+    let api = PsApi::start().await;
+    let site = site(&api).env("RETRY_DELAYS", "1s,20s").start().await;
+    api.fail_only(is_poison);
+    api.fail(Some(Fault::Status {
+        code: 500,
+        retry_after: None,
+    }));
+    let five = || async {
+        let begin = Instant::now();
+        for _ in 0..5 {
+            all_at_api(&api, &upload(&site, 1000).await).await;
+        }
+        begin.elapsed()
+    };
+    let alone = five().await;
+    let metadata = [("filename", "poison.csv"), ("data_stream_id", "poison")];
+    let poison = site.client().create(1000, &metadata).await;
+    poison.append(0, &[7; 1000]).await;
+    let beside = five().await;
+    assert!(
+        beside < alone * 3 + Duration::from_secs(3),
+        "{alone:?} alone, {beside:?} beside it"
+    );
+    assert!(api.store().accepted(&poison.id).is_empty());
+    api.fail(None);
+    all_at_api(&api, &poison).await;
+    assert_statuses_in_order(&api, &poison);
+}
