@@ -101,14 +101,12 @@ impl Uploads {
         }
         if record.completed.is_some() {
             let deliveries = self.records.deliveries(id).await?;
-            if !deliveries.iter().all(|delivery| delivery.state.is_final()) {
-                return Ok(());
-            }
-            if deliveries
+            // One that was given up may be sent again: the raw object is all that is left of the file.
+            if !deliveries
                 .iter()
-                .any(|delivery| delivery.state == DeliveryState::Failed)
+                .all(|delivery| delivery.state == DeliveryState::Succeeded)
             {
-                tracing::warn!(upload_id = %id, "a deleted upload was not delivered everywhere");
+                return Ok(());
             }
             self.raw.delete(&id.blob_name()).await?;
         } else {

@@ -10,7 +10,7 @@ use super::{Outbox, OutboxError};
 use crate::bus::Bus;
 use crate::message::{Source, Work};
 use crate::records::{Records, Verdict};
-use crate::upload::{DeliveryRecord, DeliveryState, UploadId};
+use crate::upload::{DeliveryRecord, DeliveryState, UploadId, UploadState};
 
 /// Dead letters looked through.
 const DEAD_LETTERS: usize = 100_000;
@@ -37,12 +37,14 @@ impl Redrive {
     }
 
     /// Opens a new run of `delivery` and publishes its work. Answers false if it is not failed any more, or its
-    /// upload was deleted meanwhile.
+    /// upload is gone.
     ///
     /// # Errors
     /// Nothing changed, or the work is in the record's outbox and the sweeper publishes it.
     pub async fn delivery(&self, delivery: &DeliveryRecord) -> Result<bool, OutboxError> {
-        if self.records.upload(delivery.upload_id).await?.state.is_gone() {
+        // One that its sender deleted keeps its bytes until it is delivered.
+        let state = self.records.upload(delivery.upload_id).await?.state;
+        if matches!(state, UploadState::Terminated | UploadState::Expired) {
             return Ok(false);
         }
         let source = self.source.here();

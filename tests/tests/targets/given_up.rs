@@ -42,6 +42,53 @@ async fn a_delivery_whose_tries_are_used_up_comes_by_redrive() {
     redriven(&site, &upload, &content).await;
 }
 
+/// Row 67 and promise 2: what its sender deleted is delivered first, also what had to be given up meanwhile.
+#[tokio::test]
+async fn a_deleted_upload_keeps_its_bytes_until_it_is_delivered() {
+    let site = Site::build()
+        .env("RETRY_DELAYS", "1s")
+        .env("RETRY_MAX_AGE", "2s")
+        .env("SWEEP_INTERVAL", "200ms")
+        .start()
+        .await;
+    let (folder, aside) = (site.data().join("edav"), site.data().join("edav.aside"));
+    fs::rename(&folder, &aside).expect("take the folder away");
+    let (upload, content) = sent(&site, 3).await;
+    let raw = site.data().join("raw").join(&upload.id);
+    upload.delete().await.expect(204);
+    eventually("it is given up", LIMIT, || async {
+        (dead_letters(&site).await.len() == 1).then_some(())
+    })
+    .await;
+    assert_eq!(upload.try_head().await.expect("an answer").status, 410);
+    fs::rename(&aside, &folder).expect("give the folder back");
+    // By then a sweep has looked at what is to be removed.
+    let other = site.client().create(10, &[]).await;
+    other.append(0, b"1234567890").await;
+    site.expect_delivered(&other, b"1234567890").await;
+    assert!(raw.exists(), "nothing is left to send again");
+
+    let redrive = site.beside(Program::new("ferry").arg("redrive").arg("--data"));
+    let ended = redrive.arg(&site.data().display().to_string()).run(LIMIT).await;
+    assert!(
+        ended.status.success() && ended.stdout.contains("sent again"),
+        "{ended:?}"
+    );
+    eventually("the copy", LIMIT, || async {
+        let files = site.files("edav");
+        let copy = files
+            .iter()
+            .find(|path| path.display().to_string().contains(&upload.id))?;
+        assert_same("edav", &fs::read(copy).expect("read the copy"), &content);
+        Some(())
+    })
+    .await;
+    eventually("the raw object is removed", LIMIT, || async {
+        (!raw.exists()).then_some(())
+    })
+    .await;
+}
+
 /// What `/info` says of the delivery that is given up, once all that follows from it is there.
 async fn given_up(site: &Site, upload: &Upload, class: &str, reason: &str) -> serde_json::Value {
     let failed = edav(upload, |edav| edav["status"] == "FAILURE").await;
