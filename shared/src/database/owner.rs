@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 use crate::upload::OwnerId;
 
+/// Ends the name of a lock that is being made.
+const UNNAMED: &str = ".new";
+
 /// Held for as long as the process, or the database in it, is there; the kernel frees it when the process dies.
 #[derive(Debug)]
 pub(super) struct OwnerLock {
@@ -22,11 +25,15 @@ impl OwnerLock {
         let owner = OwnerId::random();
         let path = folder.join(owner.as_str());
         // Locked before it has its name: nobody ever sees it unlocked while its owner lives.
-        let unnamed = folder.join(format!("{}.new", owner.as_str()));
-        let file = OpenOptions::new().write(true).create_new(true).open(&unnamed)?;
-        file.lock()?;
-        (&file).write_all(boot().unwrap_or_default().as_bytes())?;
-        fs::rename(&unnamed, &path)?;
+        let unnamed = folder.join(format!("{}{UNNAMED}", owner.as_str()));
+        let file = match make(&unnamed, &path) {
+            // A start on a full disk, after a kill on it: there is the file of the one that was killed.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                let _there_may_be_none = fs::remove_file(&unnamed);
+                inherit(&folder, &path).ok_or(error)?
+            }
+            made => made?,
+        };
         Ok(Self {
             owner,
             path,
@@ -37,6 +44,34 @@ impl OwnerLock {
     pub(super) fn owner(&self) -> &OwnerId {
         &self.owner
     }
+}
+
+/// A new file of this boot under `path`, locked, which is `unnamed` before.
+fn make(unnamed: &Path, path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().write(true).create_new(true).open(unnamed)?;
+    file.lock()?;
+    (&file).write_all(boot().unwrap_or_default().as_bytes())?;
+    fs::rename(unnamed, path)?;
+    Ok(file)
+}
+
+/// The same, made of the file of a dead owner: whose file has gone is dead, too.
+fn inherit(folder: &Path, path: &Path) -> Option<File> {
+    let boot = boot()?;
+    fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
+        if entry.file_name().to_str()?.ends_with(UNNAMED) {
+            return None; // of a start that may go on
+        }
+        let file = OpenOptions::new().write(true).open(entry.path()).ok()?;
+        // All are of one length, so this takes no room.
+        let fits = file.metadata().is_ok_and(|found| found.len() == boot.len() as u64);
+        if !fits || file.try_lock().is_err() {
+            return None;
+        }
+        (&file).write_all(boot.as_bytes()).ok()?;
+        fs::rename(entry.path(), path).ok()?;
+        Some(file)
+    })
 }
 
 impl Drop for OwnerLock {
@@ -122,6 +157,25 @@ mod tests {
         assert!(!is_gone(&database, &owner));
         drop(lock);
         assert!(is_gone(&database, &owner));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_file_of_a_dead_owner_becomes_a_living_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("ferry.db");
+        let living = OwnerLock::take(&database).unwrap();
+        let of = |owner: &OwnerId| super::folder(&database).join(owner.as_str());
+        let (dead, new) = (OwnerId::random(), OwnerId::random());
+        assert!(
+            inherit(&super::folder(&database), &of(&new)).is_none(),
+            "the living keeps its own"
+        );
+        fs::write(of(&dead), boot().unwrap()).unwrap();
+        let file = inherit(&super::folder(&database), &of(&new)).unwrap();
+        assert!(is_gone(&database, &dead) && !is_gone(&database, &new) && !is_gone(&database, living.owner()));
+        drop(file);
+        assert!(is_gone(&database, &new));
     }
 
     #[cfg(target_os = "linux")]

@@ -64,9 +64,14 @@ async fn a_disk_that_holds_everything_fills_up_and_nothing_is_lost() {
     assert!(kept > bytes(MIB), "{kept} bytes were kept");
     assert_eq!(client.tus("POST", client.collection(), &NEW, "").await.status, 507);
     assert_eq!(large.patch(kept, &content[index(kept)..]).await.status, 507);
-    assert_eq!(large.offset().await, kept, "the repeat changed something");
+    // A little more may have fitted: others let go of some room.
+    let before = kept;
+    let kept = large.offset().await;
+    assert!(kept >= before, "the repeat lost something: {kept} of {before}");
 
     site.kill();
+    // Others take what the reserve kept: Ferry starts on a disk without a free byte.
+    let others = fill(&site, "");
     site.restart().await;
     assert_eq!(large.offset().await, kept, "HEAD told bytes that are not there");
     let longest = site.staged("raw").iter().map(|path| length(path)).max();
@@ -79,6 +84,7 @@ async fn a_disk_that_holds_everything_fills_up_and_nothing_is_lost() {
     })
     .await;
 
+    fs::remove_file(&others).expect("others make room");
     site.mounts().remount(&site.data(), "size=56m");
     other.append(1000, &pattern(2, 2000)[1000..]).await;
     large.append(kept, &content[index(kept)..]).await;
