@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use shared::failpoint::Injected;
 use shared::failure::FailureClass;
-use shared::store::{BlobError, BlobErrorKind, Role};
+use shared::store::{BlobError, BlobErrorKind, BlobOp, Role};
 use shared::telemetry::Chain;
 
 /// A failed try of one delivery. [`crate::retry`] decides what follows from it.
@@ -69,9 +69,15 @@ impl Failure {
             kind,
             ..
         } = error;
-        let class = error.class(Role::Target);
+        // Parts follow each other, so what is staged has become shorter than we left it: somebody cut it.
+        let cut = *kind == BlobErrorKind::Invalid && *operation == BlobOp::WritePart;
+        let class = if cut {
+            FailureClass::Transient
+        } else {
+            error.class(Role::Target)
+        };
         Self {
-            staging_spoiled: class == FailureClass::Integrity
+            staging_spoiled: class == FailureClass::Integrity || cut
                 // After a failed sync the kernel takes the lost pages for written: a repetition would "succeed".
                 || matches!(kind, BlobErrorKind::StagingLost | BlobErrorKind::SyncFailed),
             detail: detail(error),
@@ -106,8 +112,6 @@ fn detail(error: &BlobError) -> String {
 
 #[cfg(test)]
 mod tests {
-    use shared::store::BlobOp;
-
     use super::*;
 
     fn error(kind: BlobErrorKind) -> BlobError {
@@ -131,6 +135,15 @@ mod tests {
         assert_eq!(
             failure.detail,
             "write part of /data/dex: input/output error: disk on fire"
+        );
+    }
+
+    #[test]
+    fn a_staged_copy_that_somebody_cut_is_begun_anew() {
+        let failure = Failure::of_target(&error(BlobErrorKind::Invalid));
+        assert_eq!(
+            (failure.class, failure.staging_spoiled),
+            (FailureClass::Transient, true)
         );
     }
 

@@ -87,8 +87,14 @@ struct Delivery {
 
 impl Info {
     async fn of(id: UploadId, uploads: &Uploads) -> Result<Self, UploadError> {
-        let record = uploads.open(id).await?;
-        let (offset, received_at) = uploads.received(&record).await?;
+        let mut record = uploads.open(id).await?;
+        let (offset, received_at) = match uploads.received(&record).await {
+            Err(UploadError::Damaged { stored, .. }) => {
+                record.on_disk.trouble = Some(Trouble::Lost);
+                (stored, record.changed_at)
+            }
+            received => received?,
+        };
         let deliveries = uploads.records.deliveries(id).await?;
         let status = match &record.completed {
             Some(_) => "Complete",
