@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 
@@ -14,6 +14,8 @@ use crate::store::StoreUrl;
 #[derive(Debug, Default)]
 pub struct Preflight {
     problems: Problems,
+    /// The file of the records, which is nobody else's.
+    records: Option<PathBuf>,
 }
 
 impl Preflight {
@@ -34,6 +36,7 @@ impl Preflight {
         if path.exists() {
             self.file(name, path);
         }
+        self.records = Some(path.clone());
     }
 
     /// What a report sink needs.
@@ -41,7 +44,9 @@ impl Preflight {
         let SinkConfig::Jsonl(path) = sink else {
             return; // one on another machine may be away at the start
         };
-        if path.exists() {
+        if self.records.as_deref().is_some_and(|records| same(records, path)) {
+            self.problem(name, format_args!("{} is the file of the records", path.display()));
+        } else if path.exists() {
             self.file(name, path);
         } else {
             self.folder(name, parent(path));
@@ -105,6 +110,20 @@ impl Preflight {
 fn written(path: &Path, how: Access) -> Option<String> {
     let error = io::Error::from(access(path, how).err()?);
     Some(format!("{} cannot be written: {error}", path.display()))
+}
+
+/// Whether both are one file, whether or not it is there yet.
+fn same(one: &Path, other: &Path) -> bool {
+    let place = |path: &Path| {
+        (
+            parent(path).canonicalize().ok(),
+            path.file_name().map(ToOwned::to_owned),
+        )
+    };
+    match (one.canonicalize(), other.canonicalize()) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => place(one) == place(other),
+    }
 }
 
 fn parent(path: &Path) -> &Path {

@@ -191,4 +191,12 @@ async fn unusable_folders_and_addresses_are_told_in_one_go_and_nothing_is_made()
     assert_eq!(ended.status.code(), Some(2), "{ended:?}");
     assert!(ended.stderr.starts_with("RAW_STORE: "), "{}", ended.stderr);
     assert!(ended.left.is_empty(), "half started: {:?}", ended.left);
+    // Reports among the records would be the end of either.
+    let file = folder.path().join("one-file").display().to_string();
+    let program = up()
+        .env("RECORDS", &format!("sqlite:{file}"))
+        .env("REPORT_JSONL_PATH", &file);
+    let ended = program.run(LIMIT).await;
+    assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+    assert!(ended.stderr.starts_with("REPORT_JSONL_PATH: "), "{}", ended.stderr);
 }

@@ -259,7 +259,7 @@ pub(super) const RETRY_MAX_AGE: Setting<Duration> = setting(
 /// ignored them would do something else than its operator thinks.
 pub(super) const NOT_HERE: &[(&[&str], &str)] = &[
     (
-        &["ROUTES_FILE"],
+        &["ROUTES_FILE", "DEX_DELIVERY_CONFIG_FILE"],
         "a routes file is not in this version of Ferry, every upload goes to dex and edav",
     ),
     (
