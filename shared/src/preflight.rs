@@ -10,8 +10,21 @@ use rustix::fs::{Access, access};
 use crate::config::{Problems, RecordsUrl, SinkConfig};
 use crate::store::StoreUrl;
 
-/// The look, and what it found wrong. `name` is always the setting to be named.
-#[derive(Debug, Default)]
+/// Something that a start needs of this machine.
+#[derive(Clone, Debug)]
+pub enum Need {
+    /// A store that will be written, and made if it is missing.
+    Store(StoreUrl),
+    /// The records' file, and those beside it.
+    Records(RecordsUrl),
+    /// What a report sink needs.
+    Sink(SinkConfig),
+    /// An address that will be listened on.
+    Listener(SocketAddr),
+}
+
+/// The look, and what was found wrong. `name` is always the setting to be named.
+#[derive(Debug)]
 pub struct Preflight {
     problems: Problems,
     /// The file of the records, which is nobody else's.
@@ -19,8 +32,31 @@ pub struct Preflight {
 }
 
 impl Preflight {
-    /// A store that will be written, and made if it is missing.
-    pub fn store(&mut self, name: &str, store: &StoreUrl) {
+    /// Looks at all that is needed; `problems` is what is wrong already.
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub fn look(problems: Problems, needs: &[(&'static str, Need)]) -> Result<(), Problems> {
+        let mut look = Self {
+            problems,
+            records: None,
+        };
+        for (name, need) in needs {
+            match need {
+                Need::Store(store) => look.store(name, store),
+                Need::Records(records) => look.records(name, records),
+                Need::Sink(sink) => look.sink(name, sink),
+                Need::Listener(address) => look.listener(name, *address),
+            }
+        }
+        if look.problems.is_empty() {
+            Ok(())
+        } else {
+            Err(look.problems)
+        }
+    }
+
+    fn store(&mut self, name: &str, store: &StoreUrl) {
         let StoreUrl::File(folder) = store;
         self.folder(name, folder);
         let own = folder.join(".ferry");
@@ -29,8 +65,7 @@ impl Preflight {
         }
     }
 
-    /// The records' file, and those beside it.
-    pub fn records(&mut self, name: &str, records: &RecordsUrl) {
+    fn records(&mut self, name: &str, records: &RecordsUrl) {
         let RecordsUrl::Sqlite(path) = records;
         self.folder(name, parent(path));
         if path.exists() {
@@ -39,8 +74,7 @@ impl Preflight {
         self.records = Some(path.clone());
     }
 
-    /// What a report sink needs.
-    pub fn sink(&mut self, name: &str, sink: &SinkConfig) {
+    fn sink(&mut self, name: &str, sink: &SinkConfig) {
         let SinkConfig::Jsonl(path) = sink else {
             return; // one on another machine may be away at the start
         };
@@ -53,23 +87,10 @@ impl Preflight {
         }
     }
 
-    /// An address that will be listened on.
-    pub fn listener(&mut self, name: &str, address: SocketAddr) {
+    fn listener(&mut self, name: &str, address: SocketAddr) {
         // Closed again at once: nobody can have connected in between who would not be served a moment later.
         if let Err(error) = TcpListener::bind(address) {
             self.problem(name, format_args!("{address} cannot be listened on: {error}"));
-        }
-    }
-
-    /// The end of the look.
-    ///
-    /// # Errors
-    /// All that is wrong.
-    pub fn finish(self) -> Result<(), Problems> {
-        if self.problems.is_empty() {
-            Ok(())
-        } else {
-            Err(self.problems)
         }
     }
 

@@ -8,7 +8,6 @@ use clap::{Arg, ArgAction, Command};
 
 use crate::build;
 use crate::config::{Config, Defaults, Lookup, environment};
-use crate::preflight::Preflight;
 use crate::shutdown;
 use crate::telemetry::{self, Chain};
 
@@ -61,12 +60,7 @@ where
             Err(problems) => refuse(&problems),
         };
     }
-    let config = C::read(lookup, defaults).and_then(|config| {
-        let mut preflight = Preflight::default();
-        config.look(&mut preflight);
-        preflight.finish().map(|()| config)
-    });
-    match config {
+    match C::read_to_start(lookup, defaults) {
         Ok(config) => match run(config, serve) {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => refuse(&Chain(failure.as_ref())),

@@ -191,6 +191,17 @@ async fn unusable_folders_and_addresses_are_told_in_one_go_and_nothing_is_made()
     assert_eq!(ended.status.code(), Some(2), "{ended:?}");
     assert!(ended.stderr.starts_with("RAW_STORE: "), "{}", ended.stderr);
     assert!(ended.left.is_empty(), "half started: {:?}", ended.left);
+    // What is no value at all hides nothing else.
+    let program = up().env("LOG_FORMAT", "xml");
+    let ended = program.env("EDAV_STORE", &url(blocked.join("edav"))).run(LIMIT).await;
+    assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+    for name in ["LOG_FORMAT=", "EDAV_STORE: "] {
+        assert!(
+            ended.stderr.lines().any(|line| line.starts_with(name)),
+            "{}",
+            ended.stderr
+        );
+    }
     // Reports among the records would be the end of either.
     let file = folder.path().join("one-file").display().to_string();
     let program = up()

@@ -8,18 +8,12 @@ use super::setting::{Reader, Setting};
 use super::traces::traces;
 use super::values::SinkKind;
 use super::{Common, Config, CopierConfig, IngestConfig, Settings, SinkConfig, UpConfig, table};
-use crate::preflight::Preflight;
+use crate::preflight::Need;
 use crate::store::StoreUrl;
 
 impl Config for IngestConfig {
     fn common(&self) -> &Common {
         &self.common
-    }
-
-    fn look(&self, preflight: &mut Preflight) {
-        look_common(&self.common, preflight);
-        preflight.listener(table::LISTEN.name, self.listen);
-        look_admin(self.admin_listen, preflight);
     }
 
     fn fill(Settings(reader): &mut Settings<'_>) -> Option<Self> {
@@ -57,6 +51,8 @@ impl Config for IngestConfig {
             reader.refuse_variable("OAUTH_AUTH_ENABLED", table::AUTHORIZATION);
         }
         let common = common(reader);
+        reader.need(&table::LISTEN, listen.map(Need::Listener));
+        reader.need(&table::INGEST_ADMIN_LISTEN, admin_listen.flatten().map(Need::Listener));
         Some(Self {
             common: common?,
             listen: listen?,
@@ -81,12 +77,6 @@ impl Config for CopierConfig {
         &self.common
     }
 
-    fn look(&self, preflight: &mut Preflight) {
-        look_common(&self.common, preflight);
-        look_targets(&self.common, preflight);
-        look_admin(self.admin_listen, preflight);
-    }
-
     fn fill(Settings(reader): &mut Settings<'_>) -> Option<Self> {
         copier(reader, &table::COPIER_ADMIN_LISTEN)
     }
@@ -95,11 +85,6 @@ impl Config for CopierConfig {
 impl Config for UpConfig {
     fn common(&self) -> &Common {
         &self.ingest.common
-    }
-
-    fn look(&self, preflight: &mut Preflight) {
-        self.ingest.look(preflight);
-        look_targets(self.common(), preflight);
     }
 
     fn fill(settings: &mut Settings<'_>) -> Option<Self> {
@@ -125,6 +110,11 @@ fn copier(reader: &mut Reader<'_>, admin: &Setting<Option<SocketAddr>>) -> Optio
     let retry_delays = reader.get(&table::RETRY_DELAYS);
     let retry_max_age = reader.get(&table::RETRY_MAX_AGE);
     let common = common(reader);
+    for target in [&table::DEX_STORE, &table::EDAV_STORE] {
+        let store = reader.get(target);
+        reader.need(target, store.map(Need::Store));
+    }
+    reader.need(admin, admin_listen.flatten().map(Need::Listener));
     Some(CopierConfig {
         common: common?,
         admin_listen: admin_listen?,
@@ -145,6 +135,11 @@ fn common(reader: &mut Reader<'_>) -> Option<Common> {
     let records = reader.get(&table::RECORDS);
     let bus = reader.get(&table::BUS);
     let report_sinks = sinks(reader);
+    reader.need(&table::RAW_STORE, raw_store.clone().map(Need::Store));
+    reader.need(&table::RECORDS, records.clone().map(Need::Records));
+    for sink in report_sinks.iter().flatten() {
+        reader.need(&table::REPORT_JSONL_PATH, Some(Need::Sink(sink.clone())));
+    }
     let report_timeout = reader.get(&table::REPORT_TIMEOUT);
     let shutdown_grace = reader.get(&table::SHUTDOWN_GRACE);
     let claim_lease = reader.get(&table::CLAIM_LEASE);
@@ -175,25 +170,6 @@ fn common(reader: &mut Reader<'_>) -> Option<Common> {
         reconcile_after: reconcile_after?,
         warnings: reader.warnings(),
     })
-}
-
-fn look_common(common: &Common, preflight: &mut Preflight) {
-    preflight.store(table::RAW_STORE.name, &common.raw_store);
-    preflight.records(table::RECORDS.name, &common.records);
-    for sink in &common.report_sinks {
-        preflight.sink(table::REPORT_JSONL_PATH.name, sink);
-    }
-}
-
-fn look_targets(common: &Common, preflight: &mut Preflight) {
-    preflight.store(table::DEX_STORE.name, &common.dex_store);
-    preflight.store(table::EDAV_STORE.name, &common.edav_store);
-}
-
-fn look_admin(address: Option<SocketAddr>, preflight: &mut Preflight) {
-    if let Some(address) = address {
-        preflight.listener(table::COPIER_ADMIN_LISTEN.name, address);
-    }
 }
 
 fn sinks(reader: &mut Reader<'_>) -> Option<Vec<SinkConfig>> {

@@ -40,9 +40,6 @@ pub trait Config: Sized {
     /// What every program reads.
     fn common(&self) -> &Common;
 
-    /// Looks at all that a start with this configuration needs of the machine.
-    fn look(&self, preflight: &mut Preflight);
-
     /// Reads the configuration. `defaults` are the program's own: [`Defaults::default`] in a service,
     /// [`up_defaults`] in `ferry up`; flags are put in front of the environment by [`layered`].
     ///
@@ -52,6 +49,21 @@ pub trait Config: Sized {
         let mut settings = Settings(Reader::new(lookup, defaults));
         let config = Self::fill(&mut settings);
         let problems = settings.0.finish();
+        config.filter(|_| problems.is_empty()).ok_or(problems)
+    }
+
+    /// As [`Config::read`], with a look at all that a start needs of this machine, so far as the settings say it.
+    ///
+    /// # Errors
+    /// Every problem there is, at once. Spec: faults.md 77.
+    fn read_to_start(lookup: Lookup<'_>, defaults: &Defaults) -> Result<Self, Problems> {
+        let mut settings = Settings(Reader::new(lookup, defaults));
+        let config = Self::fill(&mut settings);
+        let needs = settings.0.needs();
+        let problems = match Preflight::look(settings.0.finish(), &needs) {
+            Ok(()) => Problems::default(),
+            Err(problems) => problems,
+        };
         config.filter(|_| problems.is_empty()).ok_or(problems)
     }
 

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use super::problems::{HIDDEN, Problems, printable};
 use super::values::Parsed;
+use crate::preflight::Need;
 
 /// Looks a variable up: [`environment`] in a service, a map in a test.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -110,6 +111,7 @@ pub(super) struct Reader<'a> {
     met: Vec<Met>,
     problems: Problems,
     warnings: Vec<String>,
+    needs: Vec<(&'static str, Need)>,
 }
 
 impl<'a> Reader<'a> {
@@ -120,6 +122,7 @@ impl<'a> Reader<'a> {
             met: Vec::new(),
             problems: Problems::default(),
             warnings: Vec::new(),
+            needs: Vec::new(),
         }
     }
 
@@ -196,6 +199,16 @@ impl<'a> Reader<'a> {
     /// What the log must say, so far.
     pub(super) fn warnings(&self) -> Vec<String> {
         self.warnings.clone()
+    }
+
+    /// What is good so far as it can be told from the text: a start needs that, as `setting` says.
+    pub(super) fn need<T>(&mut self, setting: &Setting<T>, need: Option<Need>) {
+        self.needs.extend(need.map(|need| (setting.name, need)));
+    }
+
+    /// All that a start needs.
+    pub(super) fn needs(&mut self) -> Vec<(&'static str, Need)> {
+        std::mem::take(&mut self.needs)
     }
 
     /// Ends the reading.
