@@ -92,3 +92,19 @@ fn tree(folder: &std::path::Path) -> Vec<(std::path::PathBuf, u64)> {
         .map(|path| (path.clone(), fs::metadata(path).expect("look").len()))
         .collect()
 }
+
+/// Row 14: an upload that has lost bytes which were acknowledged is told as such, to its sender and on `/info`.
+#[tokio::test]
+async fn an_upload_that_lost_stored_bytes_is_told_as_lost() {
+    let site = Site::start().await;
+    let upload = site.client().create(1000, &[("filename", "lost.bin")]).await;
+    upload.append(0, &pattern(9, 500)).await;
+    let staged = site.staged("raw");
+    let file = fs::File::options().write(true).open(&staged[0]);
+    file.expect("open the staged file").set_len(300).expect("cut it");
+    assert_eq!(upload.try_head().await.expect("an answer").status, 410);
+    let info = upload.info().await;
+    assert!(info["issues"].to_string().contains("missing"), "{info}");
+    assert_eq!(info["file_info"]["size_bytes"], 300, "{info}");
+    assert_eq!(info["upload_status"]["status"], "In Progress", "{info}");
+}
